@@ -1,0 +1,184 @@
+"""The records: what is written of a call before it is made, and of how it ended.
+
+`Record` is the allow-list: what has no field there is not recorded. No header, body, secret or number is; a number
+stands as its pseudonym, country and last two digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+
+from gateway.errors import Refusal
+from gateway.model import Admission, Arrival, Call, Caller, Outcome
+from gateway.numbers import Pseudonyms
+
+
+class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One line of the audit trail. A field that does not apply is left out."""
+
+    stage: Literal["intent", "outcome", "refusal"]
+    """`intent` before the vendor is called, `outcome` after it; `refusal` where it was not called."""
+    writer: str = ""
+    """The process that wrote it. Set by the ledger, like `seq`."""
+    seq: int = -1
+    """Rises by one with each record of a writer; with it, a record's identity."""
+    at: str
+    """When the request arrived (intent, refusal) or ended (outcome); RFC 3339, UTC, milliseconds."""
+    request_id: str
+    trace_id: str | None = None
+    account: str
+    service: str | None = None
+    """The authenticated service; None when nobody was."""
+    key_id: str | None = None
+    """The key's public id; may name an unknown key."""
+    operation: str | None = None
+    m1: str | None = None
+    m1_country: str | None = None
+    m1_last2: str | None = None
+    m2: str | None = None
+    m2_country: str | None = None
+    m2_last2: str | None = None
+    mask: str | None = None
+    mask_country: str | None = None
+    mask_last2: str | None = None
+    pseudonym_key: str | None = None
+    """Id of the key that made the pseudonyms."""
+    expiry_time: int | None = None
+    expiry_duration: int | None = None
+    both_expiry_fields: bool = False
+    decision: Literal["allowed", "denied"]
+    intent: str | None = None
+    """`writer-seq` of the intent an outcome belongs to, or that a refusal may have left behind."""
+    result: str | None = None
+    """`answered`, `refused`, `failed` or `unknown`."""
+    problem: str | None = None
+    """Slug of the problem table; None on success."""
+    origin: str | None = None
+    code: int | None = None
+    """The vendor's code, sent by it or given for the same fault."""
+    status: int | None = None
+    """HTTP status the caller got."""
+    upstream_status: int | None = None
+    credential: str | None = None
+    """Version of the vendor credential used, never its value."""
+    policy: str | None = None
+    """The quota that refused."""
+    retry_after_seconds: int | None = None
+    field: str | None = None
+    """The body's field at fault, where it is one of the call's own."""
+    error: str | None = None
+    """Type of an unexpected error."""
+    duration_ms: float | None = None
+    """From arrival to the end."""
+
+    @property
+    def id(self) -> str:
+        """`writer-seq`."""
+        return f"{self.writer}-{self.seq}"
+
+
+_FIELDS = frozenset(("m1", "m2", "mask", "expiry_time", "expiry_duration", "ssid", "userId", "token"))
+
+
+@dataclass(frozen=True, slots=True)
+class Auditor:
+    """Writes the records of one vendor account."""
+
+    account: str
+    pseudonyms: Pseudonyms
+
+    def intent(self, arrival: Arrival, call: Call) -> Record:
+        """Return what is recorded before the vendor is called."""
+        record = self._blank("intent", arrival, call.caller, arrival.received_at)
+        self._describe(record, call)
+        return record
+
+    def outcome(self, arrival: Arrival, admission: Admission, outcome: Outcome, ended_at: float, version: str) -> Record:
+        """Return what is recorded after the vendor was called, or could not be."""
+        record = self._blank("outcome", arrival, admission.call.caller, ended_at)
+        self._describe(record, admission.call)
+        record.intent = admission.record_id
+        record.credential = version or None
+        self._conclude(record, arrival, outcome, ended_at)
+        return record
+
+    def refusal(
+        self,
+        arrival: Arrival,
+        caller: Caller | None,
+        call: Call | None,
+        outcome: Outcome,
+        refusal: Refusal | None,
+        ended_at: float,
+    ) -> Record:
+        """Return what is recorded of a call that was not made."""
+        record = self._blank("refusal", arrival, caller, arrival.received_at)
+        record.decision = "denied"
+        if call is not None:
+            self._describe(record, call)
+        if refusal is not None:
+            record.policy = refusal.policy
+            record.field = refusal.field if refusal.field in _FIELDS else None
+            record.operation = record.operation or _text(refusal.facts.get("operation"))
+            record.service = record.service or _text(refusal.facts.get("service"))
+            record.key_id = record.key_id or _text(refusal.facts.get("key_id"))
+            # Redis may have taken the intent although its answer never came; this closes it.
+            record.intent = _text(refusal.facts.get("intent"))
+        self._conclude(record, arrival, outcome, ended_at)
+        return record
+
+    def _blank(
+        self, stage: Literal["intent", "outcome", "refusal"], arrival: Arrival, caller: Caller | None, at: float
+    ) -> Record:
+        return Record(
+            stage=stage,
+            at=rfc3339(at),
+            request_id=arrival.request_id,
+            trace_id=arrival.trace_id,
+            account=self.account,
+            service=caller.principal if caller else None,
+            key_id=caller.key_id if caller else None,
+            decision="allowed",
+        )
+
+    def _describe(self, record: Record, call: Call) -> None:
+        record.operation = call.operation
+        record.expiry_time = call.expiry_time
+        record.expiry_duration = call.expiry_duration
+        record.both_expiry_fields = call.expiry_time is not None and call.expiry_duration is not None
+        record.pseudonym_key = self.pseudonyms.key_id
+        for name, number in call.numbers.items():
+            setattr(record, name, self.pseudonyms.of(number.e164))
+            setattr(record, f"{name}_country", number.country)
+            setattr(record, f"{name}_last2", number.e164[-2:])
+
+    def _conclude(self, record: Record, arrival: Arrival, outcome: Outcome, ended_at: float) -> None:
+        record.result = outcome.result
+        record.problem = None if outcome.slug == "success" else outcome.slug
+        record.origin = outcome.origin
+        record.code = outcome.vendor_code
+        record.status = outcome.status
+        record.upstream_status = outcome.upstream_status
+        record.retry_after_seconds = outcome.retry_after_seconds
+        record.error = _text(outcome.facts.get("error"))
+        record.duration_ms = round((ended_at - arrival.received_at) * 1000, 3)
+
+
+def rfc3339(unix_seconds: float) -> str:
+    """Return an instant as `2030-01-31T12:30:00.123Z`."""
+    whole, millis = divmod(int(unix_seconds * 1000), 1000)
+    return f"{_whole_second(whole)}.{millis:03d}Z"
+
+
+@lru_cache(maxsize=8)
+def _whole_second(unix_seconds: int) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _text(fact: object) -> str | None:
+    return fact if isinstance(fact, str) else None

@@ -1,0 +1,214 @@
+"""Reports every fault of a configuration at once: its text, its secrets, Redis, and the vendor's address."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+from redis.exceptions import RedisError
+
+from gateway import config, embedded
+from gateway.config import ConfigError, Fault, SecretReference, Settings
+from gateway.ledger.connect import connect
+from gateway.model import UNSET_PATH
+from gateway.telemetry import Logger
+from gateway.vault import SecretUnreadable, open_to_others, read_secret
+
+_DURABLE = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    level: Literal["fault", "warning", "note"]
+    path: str
+    message: str
+    line: int | None = None
+    """Line of the configuration file, where the setting stands in it."""
+
+    def __str__(self) -> str:
+        place = f"{self.path} (line {self.line})" if self.line else self.path
+        return f"{self.level}: {place}: {self.message}"
+
+
+def document(path: Path) -> dict[str, Any]:
+    """Return a TOML file's content. Raises: ConfigError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError((Fault(str(path), f"cannot be read: {error.strerror}"),)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError((Fault(str(path), f"is not TOML: {error}"),)) from None
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Return the settings of a file, with lines named in its faults. Raises: ConfigError."""
+    parsed = document(path)
+    try:
+        return config.parse(parsed, environ)
+    except ConfigError as error:
+        lines = _lines(path)
+        raise ConfigError(tuple(_placed(fault, lines) for fault in error.faults)) from None
+
+
+def check(path: Path, environ: Mapping[str, str], *, online: bool) -> list[Finding]:
+    """Return every finding. Online, Redis and the vendor's address are asked too; the vendor is not called."""
+    try:
+        settings = config.parse(document(path), environ)
+    except ConfigError as error:
+        lines = _lines(path)
+        return [Finding("fault", fault.path, fault.message, _line_of(fault.path, lines)) for fault in error.faults]
+    lines = _lines(path)
+    findings = [*_secrets(settings, environ), *_folder(settings, environ)]
+    if online:
+        findings += asyncio.run(_online(settings, environ))
+    return [Finding(found.level, found.path, found.message, _line_of(found.path, lines)) for found in findings]
+
+
+def start_faults(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Raise what must not wait for the first call. Raises: ConfigError."""
+    findings = _secrets(settings, environ)
+    faults = tuple(Fault(found.path, found.message) for found in findings if found.level == "fault")
+    if faults:
+        raise ConfigError(faults)
+
+
+def durability(settings: Settings, environ: Mapping[str, str], log: Logger) -> None:
+    """Warn of a Redis that may lose records, or refuse it where `audit.strict` says so. Raises: ConfigError."""
+    findings = asyncio.run(_redis(settings, environ))
+    for found in findings:
+        log.warning("redis.found", level_found=found.level, path=found.path, message=found.message)
+    if settings.audit.strict and findings:
+        raise ConfigError(tuple(Fault(found.path, found.message) for found in findings))
+
+
+def _secrets(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
+    findings = []
+    for path, reference in _references(settings):
+        try:
+            secret = read_secret(reference, environ)
+        except SecretUnreadable as error:
+            findings.append(Finding("fault", path, str(error)))
+            continue
+        if path == "audit.pseudonym_key" and len(secret.reveal()) < 32:
+            findings.append(Finding("fault", path, "is shorter than 32 characters: make one with `openssl rand -hex 32`"))
+        if reference.source == "file" and open_to_others(reference.target[0]):
+            findings.append(Finding("warning", path, "its file can be read by everyone on this machine: chmod 600"))
+    if settings.audit.pseudonym_key is None and (settings.redis.url or settings.redis.sentinels):
+        findings.append(
+            Finding(
+                "fault",
+                "audit.pseudonym_key",
+                "is missing; replicas on one Redis need the same one, "
+                'e.g. { file = "/run/secrets/pseudonym_key" } made with `openssl rand -hex 32`',
+            )
+        )
+    return findings
+
+
+def _references(settings: Settings) -> list[tuple[str, SecretReference]]:
+    credential = settings.upstream.credential
+    named = [
+        ("upstream.credential.ssid", credential.ssid),
+        ("upstream.credential.user_id", credential.user_id),
+        ("upstream.credential.token", credential.token),
+        ("redis.password", settings.redis.password),
+        ("audit.pseudonym_key", settings.audit.pseudonym_key),
+    ]
+    return [(path, reference) for path, reference in named if reference is not None]
+
+
+def _folder(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
+    try:
+        embedded.make_folder(embedded.state_folder(settings.server.state_dir, environ))
+    except embedded.EmbeddedError as error:
+        return [Finding("fault", "server.state_dir", str(error))]
+    return []
+
+
+async def _online(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
+    return [*await _redis(settings, environ), *await _vendor(settings)]
+
+
+async def _redis(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
+    if not settings.redis.url and not settings.redis.sentinels:
+        return []
+    try:
+        password = read_secret(settings.redis.password, environ) if settings.redis.password else None
+        connection = connect(settings.redis, password)
+    except (SecretUnreadable, ValueError, OSError) as error:
+        return [Finding("fault", "redis", f"cannot be connected: {type(error).__name__}")]
+    try:
+        await connection.client.ping()
+    except (RedisError, OSError, ValueError) as error:
+        await connection.aclose()
+        return [Finding("fault", "redis", f"does not answer ({type(error).__name__}): check address, password and TLS")]
+    findings = []
+    for name, wanted in _DURABLE.items():
+        try:
+            kept = await connection.client.config_get(name)
+            value = kept.get(name, kept.get(name.encode(), b""))
+            found = value.decode() if isinstance(value, bytes) else str(value)
+        except RedisError:
+            findings.append(Finding("warning", "redis", f"does not tell '{name}'; make sure that it is '{wanted}'"))
+            continue
+        if found != wanted:
+            findings.append(
+                Finding("warning", "redis", f"'{name}' is '{found}', so acknowledged records can be lost; set it to '{wanted}'")
+            )
+    await connection.aclose()
+    return findings
+
+
+async def _vendor(settings: Settings) -> list[Finding]:
+    upstream = settings.upstream
+    verify = ssl.create_default_context(cafile=upstream.ca_file or None)
+    try:
+        async with httpx.AsyncClient(verify=verify, trust_env=False, timeout=upstream.connect_timeout_ms / 1000) as client:
+            await client.options(upstream.brand + UNSET_PATH)
+    except (httpx.TransportError, OSError) as error:
+        return [
+            Finding(
+                "fault", "upstream.brand", f"cannot be reached ({type(error).__name__}): check address, network and certificate"
+            )
+        ]
+    return []
+
+
+def _lines(path: Path) -> dict[str, int]:
+    """Return the line of each table and key; enough of TOML's grammar for files written by people."""
+    lines: dict[str, int] = {}
+    table = ""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return lines
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            table = stripped.strip("[] ").split("]")[0].replace('"', "").replace(" ", "") + "."
+            lines[table[:-1]] = number
+        elif "=" in stripped and not stripped.startswith("#"):
+            lines[table + stripped.split("=", 1)[0].strip().strip('"')] = number
+    return lines
+
+
+def _line_of(path: str, lines: Mapping[str, int]) -> int | None:
+    """Return the line of a setting, or of the nearest table above it."""
+    while path:
+        if path in lines:
+            return lines[path]
+        path = path.rpartition(".")[0]
+    return None
+
+
+def _placed(fault: Fault, lines: Mapping[str, int]) -> Fault:
+    line = _line_of(fault.path, lines)
+    return fault if line is None else Fault(f"{fault.path} (line {line})", fault.message)

@@ -1,0 +1,383 @@
+"""Typed settings, parsed from mappings; this module opens no file and reads no environment.
+
+`parse` returns `Settings`, or raises one `ConfigError` that lists every fault with its path and what would be right.
+Secrets are not in the document, only references to them; `vault` resolves those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_type_hints
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with the configuration or with what it points at."""
+
+    path: str
+    """Dotted path of the setting, e.g. `quotas.caller.rate`."""
+    message: str
+    """What is wrong and what would be right; never the value of a secret."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class ConfigError(Exception):
+    """Every fault of a configuration at once."""
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__("; ".join(map(str, faults)))
+        self.faults = faults
+
+
+@dataclass(frozen=True, slots=True)
+class SecretReference:
+    """Where a secret is to be read; never the secret."""
+
+    source: Literal["env", "file", "command"]
+    target: tuple[str, ...]
+    """One variable name, one path, or the words of a command."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`count` units in `window_seconds`, written `50/s`, `100/m`, `1000/h` or `5000/d`."""
+
+    count: int
+    window_seconds: int
+
+    @property
+    def interval_us(self) -> int:
+        """Microseconds in which one unit grows back, at least 1."""
+        return max(1, self.window_seconds * 1_000_000 // self.count)
+
+
+class _Wrong(ValueError):
+    """What a reader of one value says of it."""
+
+
+_WINDOWS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _rate(value: Any) -> Rate:
+    match = re.fullmatch(r"([1-9]\d{0,8})/([smhd])", value) if isinstance(value, str) else None
+    if match is None:
+        raise _Wrong('must be a text like "50/s", "100/m", "1000/h" or "5000/d"')
+    return Rate(int(match[1]), _WINDOWS[match[2]])
+
+
+def _reference(value: Any) -> SecretReference:
+    wanted = 'must be one of { env = "NAME" }, { file = "/path" }, { command = ["program", "argument"] }'
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise _Wrong(f"{wanted}; a secret itself is never written here")
+    source, target = next(iter(value.items()))
+    if source in ("env", "file") and isinstance(target, str) and target:
+        return SecretReference(source, (target,))
+    if source == "command" and isinstance(target, list) and target and all(isinstance(w, str) for w in target):
+        return SecretReference("command", tuple(target))
+    raise _Wrong(wanted)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong("must be a text")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+        raise _Wrong("must be 1 to 64 letters, digits, '.', '_' or '-'")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _Wrong("must be a list of texts")
+    return tuple(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Wrong("must be true or false")
+    return value
+
+
+def _between(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise _Wrong(f"must be a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in words:
+            raise _Wrong("must be one of " + ", ".join(f'"{word}"' for word in words))
+        return str(value)
+
+    return read
+
+
+def _region(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Z]{2}", value):
+        raise _Wrong('must be an ISO 3166 region of two capitals, like "IN"')
+    return value
+
+
+def _brand(value: Any) -> str:
+    parts = urlsplit(value) if isinstance(value, str) else None
+    plain = parts is not None and parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+    if parts is None or not plain or not parts.hostname:
+        raise _Wrong('must be the brand\'s address alone, like "https://v4-api.deepcall.com"')
+    local = parts.hostname in ("127.0.0.1", "localhost", "::1", "sandbox")
+    if parts.scheme != "https" and not (parts.scheme == "http" and local):
+        raise _Wrong("must begin with https:// (http:// is for a sandbox on this machine only)")
+    return str(value).rstrip("/")
+
+
+def _redis_url(value: Any) -> str:
+    if not isinstance(value, str) or (value and urlsplit(value).scheme not in ("redis", "rediss", "unix")):
+        raise _Wrong("must begin with redis://, rediss:// or unix://, or be empty for the embedded server")
+    if value and urlsplit(value).password:
+        raise _Wrong("must not hold a password; put it behind redis.password")
+    return value
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    origins = _texts(value)
+    if not all(re.fullmatch(r"https?://[^/\s*]+", origin) for origin in origins):
+        raise _Wrong('must be a list of origins like "https://panel.example"; there is no wildcard')
+    return origins
+
+
+def _s(doc: str, read: Callable[[Any], Any], default: Any = MISSING) -> Any:
+    """Declare one setting: what it means, how it is read, and what absence means."""
+    metadata = {"doc": doc, "read": read}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+_MS = _between(1, 600_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """How callers reach the gateway."""
+
+    host: str = _s("address to listen on", _text, "127.0.0.1")
+    port: int = _s("port to listen on; 0 takes a free one", _between(0, 65535), 8080)
+    workers: int = _s("processes that share the port", _between(1, 256), 1)
+    body_bytes_max: int = _s("longest body taken", _between(256, 1_048_576), 16_384)
+    headers_max: int = _s("most headers taken", _between(8, 1000), 100)
+    header_bytes_max: int = _s("longest head of a request taken", _between(1024, 1_048_576), 32_768)
+    header_timeout_ms: int = _s("time for the head to arrive", _MS, 10_000)
+    body_timeout_ms: int = _s("time for the body to arrive", _MS, 10_000)
+    keep_alive_seconds: int = _s("how long an idle connection is kept", _between(1, 3600), 75)
+    drain_seconds: int = _s("how long calls in flight may finish after SIGTERM", _between(1, 3600), 40)
+    cors_origins: tuple[str, ...] = _s("browser origins that may call; none by default", _origins, ())
+    state_dir: str = _s("where the embedded server and the journal keep their files; empty: the user's state folder", _text, "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """The store behind limits, keys and the audit stream."""
+
+    url: str = _s("redis://, rediss:// or unix:// address; empty: `GATEWAY_REDIS_URL`, else the embedded server", _redis_url, "")
+    username: str = _s("ACL user; empty: the default user", _text, "")
+    password: SecretReference | None = _s("reference to the password", _reference, None)
+    ca_file: str = _s("certificate authorities for rediss://; empty: the system's", _text, "")
+    cluster: bool = _s("whether `url` names a node of a Redis Cluster", _flag, False)
+    sentinels: tuple[str, ...] = _s("`host:port` of the sentinels; none: no Sentinel", _texts, ())
+    sentinel_service: str = _s("name of the master at the sentinels", _text, "mymaster")
+    timeout_ms: int = _s("longest wait for one answer of Redis", _between(5, 10_000), 250)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """What the vendor wants: `ssid`, or `user_id` with `token`."""
+
+    ssid: SecretReference | None = _s("reference to the vendor's session id", _reference, None)
+    user_id: SecretReference | None = _s("reference to the vendor's account id", _reference, None)
+    token: SecretReference | None = _s("reference to the vendor's token", _reference, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """The vendor."""
+
+    brand: str = _s("the vendor's address for your brand, `{{brand}}` in its documentation", _brand)
+    account: str = _s("name of the vendor account, as written in records and Redis keys", _name, "main")
+    credential: Credential = field(default_factory=Credential)
+    number_format: str = _s(
+        "how numbers are forwarded: as the caller wrote them, `+` and digits, or digits alone",
+        _one_of("as_sent", "e164", "digits"),
+        "as_sent",
+    )
+    connect_timeout_ms: int = _s("time to connect, TLS included", _MS, 3_000)
+    read_timeout_ms: int = _s("longest silence of the vendor", _MS, 10_000)
+    pool_timeout_ms: int = _s("longest wait for a free connection", _MS, 1_000)
+    total_timeout_ms: int = _s("longest time from sending to the answer's last byte", _MS, 20_000)
+    connections_max: int = _s("connections to the vendor per process", _between(1, 10_000), 256)
+    idle_seconds: int = _s(
+        "how long an unused connection is kept; below the 5 s after which Node servers close them", _between(1, 3600), 4
+    )
+    answer_bytes_max: int = _s("longest answer read", _between(1024, 16_777_216), 65_536)
+    ca_file: str = _s("certificate authorities for the vendor; empty: the system's", _text, "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What counts as a call."""
+
+    default_region: str = _s("region of numbers written without a country code", _region, "IN")
+    unknown_fields: str = _s("what becomes of a field the call does not have", _one_of("refuse", "drop"), "refuse")
+    both_expiry_fields: str = _s(
+        "what becomes of a call with expiry_time and expiry_duration", _one_of("forward", "refuse"), "forward"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """One limit: GCRA admits at most `burst + rate × window` in any window."""
+
+    rate: Rate = _s("units that grow back", _rate)
+    burst: int = _s("units that may be used at once", _between(1, 1_000_000_000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quotas:
+    """The limits each call draws on; all are charged, or none."""
+
+    caller: Quota = field(default_factory=lambda: Quota(rate=Rate(50, 1), burst=100))
+    number: Quota = field(default_factory=lambda: Quota(rate=Rate(30, 60), burst=10))
+    account: Quota = field(default_factory=lambda: Quota(rate=Rate(100, 1), burst=200))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What is recorded, and how numbers are hidden there."""
+
+    pseudonym_key: SecretReference | None = _s(
+        "reference to the key of at least 32 characters that turns numbers into pseudonyms; "
+        "none: one is made in the state folder, allowed with the embedded server only",
+        _reference,
+        None,
+    )
+    pseudonym_key_id: str = _s("name of that key, written beside each pseudonym", _name, "k1")
+    strict: bool = _s("whether the gateway refuses to start on a Redis that may lose records", _flag, False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """The log on standard output."""
+
+    level: str = _s("least severe level written", _one_of("debug", "info", "warning", "error"), "info")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything the gateway can be told."""
+
+    server: Server = field(default_factory=Server)
+    redis: Redis = field(default_factory=Redis)
+    upstream: Upstream
+    validation: Validation = field(default_factory=Validation)
+    quotas: Quotas = field(default_factory=Quotas)
+    audit: Audit = field(default_factory=Audit)
+    log: Log = field(default_factory=Log)
+
+
+def parse(document: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Return the settings of a parsed TOML document.
+
+    `GATEWAY_REDIS_URL` in `environ` fills an empty `redis.url`.
+    Raises: ConfigError with every fault at once.
+    """
+    faults: list[Fault] = []
+    settings: Settings | None = _table(Settings, document, "", faults)
+    if settings is not None:
+        faults.extend(_contradictions(settings))
+    if faults or settings is None:
+        raise ConfigError(tuple(faults))
+    if not settings.redis.url and environ.get("GATEWAY_REDIS_URL"):
+        merged = {**document, "redis": {**document.get("redis", {}), "url": environ["GATEWAY_REDIS_URL"]}}
+        return parse(merged, {})
+    return settings
+
+
+def _table(shape: type[Any], value: Any, path: str, faults: list[Fault]) -> Any:
+    """Read one table into its dataclass; None when something in it was wrong, told in `faults`."""
+    if not isinstance(value, Mapping):
+        faults.append(Fault(path, "must be a table"))
+        return None
+    known = {setting.name: setting for setting in fields(shape)}
+    faults.extend(
+        Fault(f"{path}{name}", f"is not a setting; the settings here are {', '.join(known)}")
+        for name in value
+        if name not in known
+    )
+    before = len(faults)
+    types = get_type_hints(shape)
+    read = {name: _setting(setting, types[name], value, path, faults) for name, setting in known.items()}
+    return None if len(faults) > before else shape(**{name: item for name, item in read.items() if item is not MISSING})
+
+
+def _setting(setting: Field[Any], kind: Any, table: Mapping[str, Any], path: str, faults: list[Fault]) -> Any:
+    """Read one setting of a table; MISSING where its default stands or a fault was told."""
+    here = f"{path}{setting.name}"
+    required = setting.default is MISSING and setting.default_factory is MISSING
+    if is_dataclass(kind) and "read" not in setting.metadata:
+        if setting.name in table or required:
+            return _table(kind, table.get(setting.name, {}), f"{here}.", faults)  # type: ignore[arg-type]
+        return MISSING
+    if setting.name not in table:
+        if required:
+            faults.append(Fault(here, f"is missing; it is the {setting.metadata['doc']}"))
+        return MISSING
+    try:
+        return setting.metadata["read"](table[setting.name])
+    except _Wrong as wrong:
+        faults.append(Fault(here, str(wrong)))
+        return MISSING
+
+
+def _contradictions(settings: Settings) -> list[Fault]:
+    """Return what no single setting shows."""
+    faults = []
+    credential = settings.upstream.credential
+    if credential.ssid and (credential.user_id or credential.token):
+        faults.append(Fault("upstream.credential", "has both ssid and user_id or token; the vendor wants one form"))
+    elif not credential.ssid and not (credential.user_id and credential.token):
+        faults.append(Fault("upstream.credential", "is missing; give ssid, or user_id and token"))
+    if settings.redis.cluster and settings.redis.sentinels:
+        faults.append(Fault("redis.cluster", "cannot be true together with redis.sentinels"))
+    if not all(re.fullmatch(r"[^:\s]+:\d{1,5}", sentinel) for sentinel in settings.redis.sentinels):
+        faults.append(Fault("redis.sentinels", 'must be texts like "10.0.0.1:26379"'))
+    if settings.upstream.read_timeout_ms > settings.upstream.total_timeout_ms:
+        faults.append(Fault("upstream.read_timeout_ms", "must not be longer than upstream.total_timeout_ms"))
+    if settings.server.drain_seconds * 1000 <= settings.upstream.total_timeout_ms:
+        faults.append(
+            Fault(
+                "server.drain_seconds",
+                "must be longer than upstream.total_timeout_ms, or calls in flight are cut when the gateway stops",
+            )
+        )
+    return faults
+
+
+def documented(shape: type[Any] = Settings, path: str = "") -> list[tuple[str, str, Any]]:
+    """Return every setting as (path, meaning, default); MISSING as default means required."""
+    rows: list[tuple[str, str, Any]] = []
+    types = get_type_hints(shape)
+    for setting in fields(shape):
+        kind = types[setting.name]
+        if is_dataclass(kind) and "read" not in setting.metadata:
+            rows.extend(documented(kind, f"{path}{setting.name}."))  # type: ignore[arg-type]
+        else:
+            rows.append((f"{path}{setting.name}", setting.metadata["doc"], setting.default))
+    return rows

@@ -1,0 +1,276 @@
+"""HTTP in and out: a request becomes an `Arrival`, a `Reply` becomes a response; health and the API's description."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.config import Quotas, Server
+from gateway.errors import Problem, Refusal
+from gateway.model import Arrival, Meter, Outcome, Reply
+from gateway.normalisation import outcome_of
+from gateway.pipeline import Pipeline
+
+# No run of nine digits outside a UUID or a long hex id: a request id is logged as it is, a phone number never.
+_REQUEST_ID: Final = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}|(?!.*\d{9})(?!.*gk_)[A-Za-z0-9_.-]{8,64}"
+)
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_CORS_METHODS: Final = b"POST, OPTIONS"
+_CORS_HEADERS: Final = b"Authorization, X-API-Key, X-Request-Id, Content-Type, traceparent"
+_CORS_EXPOSED: Final = b"X-Request-Id, RateLimit, RateLimit-Policy, Retry-After"
+
+Pairs = list[tuple[bytes, bytes]]
+
+
+class BodyTimeout(Exception):
+    """The body did not arrive in time."""
+
+
+class Gone(Exception):
+    """The caller hung up before its request was whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unset:
+    """The one call: an ASGI application, since Starlette's request and response objects would cost a third more."""
+
+    pipeline: Pipeline
+    server: Server
+    rate_limit_policy: bytes
+    clock: Callable[[], float]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        headers: Pairs = scope["headers"]
+        if scope["method"] == "OPTIONS":
+            await _send(
+                send,
+                204,
+                [
+                    *self._cors(headers),
+                    (b"access-control-allow-methods", _CORS_METHODS),
+                    (b"access-control-allow-headers", _CORS_HEADERS),
+                    (b"access-control-max-age", b"600"),
+                ],
+                b"",
+            )
+            return
+        if scope["method"] != "POST":
+            refused = outcome_of(Refusal(Problem.method_not_allowed), request_id(headers))
+            await self._answer(send, headers, Reply(refused.body["request_id"], refused), [(b"allow", b"POST, OPTIONS")])
+            return
+        received_at = self.clock()
+        try:
+            body = await self._body(receive)
+        except Gone:
+            return  # Nothing was asked yet: there is nobody to answer and nothing to record.
+        except BodyTimeout:
+            reply = self.pipeline.refuse(_arrival(headers, b"", received_at), Problem.body_timeout)
+            await self._answer(send, headers, reply, [(b"connection", b"close")])
+            return
+        arrival = _arrival(headers, body, received_at)
+        reply = await self.pipeline.handle(arrival)
+        # The rest of a body that was cut short must not be read as a second request.
+        cut = [(b"connection", b"close")] if len(body) > self.server.body_bytes_max else []
+        await self._answer(send, headers, reply, cut)
+
+    async def _body(self, receive: Receive) -> bytes:
+        """Return the body, at most one byte longer than the bound."""
+        body = b""
+        try:
+            async with asyncio.timeout(self.server.body_timeout_ms / 1000):
+                while len(body) <= self.server.body_bytes_max:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Gone
+                    body += bytes(message.get("body", b""))
+                    if not message.get("more_body"):
+                        return body
+        except TimeoutError:
+            raise BodyTimeout from None
+        return body[: self.server.body_bytes_max + 1]
+
+    async def _answer(self, send: Send, headers: Pairs, reply: Reply, more: Iterable[tuple[bytes, bytes]]) -> None:
+        outcome = reply.outcome
+        media, body = _rendered(outcome, accepts_problem(headers))
+        answer: Pairs = [
+            (b"content-type", media),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", reply.request_id.encode()),
+            (b"cache-control", b"no-store"),
+            *self._cors(headers),
+            *more,
+        ]
+        if reply.verdict is not None:
+            answer.append((b"ratelimit-policy", self.rate_limit_policy))
+            answer.append((b"ratelimit", _rate_limit(reply.verdict.meters)))
+        if outcome.retry_after_seconds is not None:
+            answer.append((b"retry-after", b"%d" % outcome.retry_after_seconds))
+        if outcome.status == 401:
+            answer.append((b"www-authenticate", b'Bearer realm="masking-gateway"'))
+        await _send(send, outcome.status, answer, body)
+
+    def _cors(self, headers: Pairs) -> Pairs:
+        """Return what a browser needs on every answer, errors too; nothing where CORS is off."""
+        if not self.server.cors_origins:
+            return []
+        origin = _one(headers, b"origin")
+        if origin is None or origin not in self.server.cors_origins:
+            return [(b"vary", b"Origin")]
+        return [
+            (b"vary", b"Origin"),
+            (b"access-control-allow-origin", origin.encode()),
+            (b"access-control-expose-headers", _CORS_EXPOSED),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Alive, and ready: two different questions."""
+
+    checks: dict[str, Callable[[], Awaitable[None]]]
+    """By name; one that raises is not ready."""
+
+    async def live(self, _: Request) -> Response:
+        """Say that the loop answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """Say for each edge whether a call could be served now: 200, or 503 with the kind of fault."""
+        answers = {name: await _asked(check) for name, check in self.checks.items()}
+        good = all(answer == "ok" for answer in answers.values())
+        return JSONResponse({"status": "ok" if good else "unready", "checks": answers}, 200 if good else 503)
+
+
+async def not_found(request: Request, _: Exception) -> Response:
+    """Answer for any address there is not, in the one shape."""
+    refused = outcome_of(Refusal(Problem.not_found), request_id(request.headers.raw))
+    return _plain(request, refused)
+
+
+async def method_not_allowed(request: Request, _: Exception) -> Response:
+    """Answer for a method an address does not take, in the one shape."""
+    return _plain(request, outcome_of(Refusal(Problem.method_not_allowed), request_id(request.headers.raw)))
+
+
+def _plain(request: Request, outcome: Outcome) -> Response:
+    media, body = _rendered(outcome, accepts_problem(request.headers.raw))
+    headers = {"X-Request-Id": outcome.body["request_id"], "Cache-Control": "no-store"}
+    return Response(body, outcome.status, headers, media.decode())
+
+
+def parser_answer(problem: Problem) -> bytes:
+    """Return the whole HTTP answer to a request that is not HTTP enough to become an arrival."""
+    identity = secrets.token_hex(16)
+    outcome = outcome_of(Refusal(problem), identity)
+    media, body = _rendered(outcome, problem_json=False)
+    phrase = HTTPStatus(outcome.status).phrase.encode()
+    return b"".join(
+        (
+            b"HTTP/1.1 %d %s\r\n" % (outcome.status, phrase),
+            b"content-type: ",
+            media,
+            b"\r\ncontent-length: %d\r\nx-request-id: %s\r\nconnection: close\r\n\r\n" % (len(body), identity.encode()),
+            body,
+        )
+    )
+
+
+def rate_limit_policy(quotas: Quotas) -> bytes:
+    """Return the `RateLimit-Policy` header (draft-ietf-httpapi-ratelimit-headers-10): quota and window of each."""
+    listed = (("caller", quotas.caller), ("number", quotas.number), ("account", quotas.account))
+    return ", ".join(f'"{name}";q={quota.rate.count};w={quota.rate.window_seconds}' for name, quota in listed).encode()
+
+
+def request_id(headers: Pairs) -> str:
+    """Return the caller's `X-Request-Id` when it is well-formed, else a new one."""
+    given = _one(headers, b"x-request-id")
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+def accepts_problem(headers: Pairs) -> bool:
+    """Say whether the caller asked for RFC 9457's form."""
+    return any(name == b"accept" and b"application/problem+json" in value.lower() for name, value in headers)
+
+
+def _arrival(headers: Pairs, body: bytes, received_at: float) -> Arrival:
+    authorization: list[str] = []
+    api_keys: list[str] = []
+    traceparent = None
+    for name, value in headers:
+        if name == b"authorization":
+            authorization.append(value.decode("latin-1"))
+        elif name == b"x-api-key":
+            api_keys.append(value.decode("latin-1"))
+        elif name == b"traceparent":
+            traceparent = _TRACEPARENT.fullmatch(value.decode("latin-1"))
+    return Arrival(
+        request_id(headers),
+        received_at,
+        body,
+        tuple(authorization),
+        tuple(api_keys),
+        traceparent[1] if traceparent else None,
+    )
+
+
+def _rendered(outcome: Outcome, problem_json: bool) -> tuple[bytes, bytes]:
+    if not problem_json or outcome.slug == "success":
+        return b"application/json; charset=utf-8", msgspec.json.encode(outcome.body)
+    rest = {name: value for name, value in outcome.body.items() if name not in ("status", "message")}
+    document = {
+        "type": f"urn:masking-gateway:problem:{outcome.slug}",
+        "title": outcome.slug.replace("_", " "),
+        "status": outcome.status,
+        "detail": outcome.body["message"],
+        **rest,
+    }
+    return b"application/problem+json", msgspec.json.encode(document)
+
+
+def _rate_limit(meters: tuple[Meter, ...]) -> bytes:
+    """Return the `RateLimit` header: of several quotas of one policy, the one with least left."""
+    least: dict[str, Meter] = {}
+    for meter in meters:
+        if meter.policy not in least or meter.remaining < least[meter.policy].remaining:
+            least[meter.policy] = meter
+    return ", ".join(f'"{meter.policy}";r={meter.remaining};t={meter.reset_after_seconds}' for meter in least.values()).encode()
+
+
+async def _send(send: Send, status: int, headers: Pairs, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _asked(check: Callable[[], Awaitable[None]]) -> str:
+    try:
+        await check()
+    except Exception as error:
+        return type(error).__name__
+    return "ok"
+
+
+def _one(headers: Pairs, wanted: bytes) -> str | None:
+    """Return a header's value when it was sent exactly once."""
+    found = [value for name, value in headers if name == wanted]
+    return found[0].decode("latin-1") if len(found) == 1 else None
+
+
+def describe(document: dict[str, Any]) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint that serves the API's description."""
+
+    async def description(_: Request) -> Response:
+        return JSONResponse(document)
+
+    return description

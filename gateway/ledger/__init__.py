@@ -1,0 +1,1 @@
+"""Redis: charges and records in one atomic step, the key registry, and the journal for when Redis is away."""

@@ -1,0 +1,77 @@
+"""Opens redis-py's client for a single server, Sentinel or Cluster, by the settings alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from gateway.config import Redis as Settings
+from gateway.model import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A client, and how to make it forget its connections."""
+
+    client: Any
+    single: Redis | None
+    """The client where it speaks to one server at a time; None for a cluster."""
+
+    async def reconnect(self) -> None:
+        """Drop every connection: after a failover the next one asks anew who the master is."""
+        if self.single is not None:
+            await self.single.connection_pool.disconnect()
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        await self.client.aclose()
+
+
+def connect(settings: Settings, password: Secret | None) -> Connection:
+    """Return a client that has opened nothing yet.
+
+    redis-py's defaults wait 5 s and try ten times; a try after a time-out can write one record twice. Here a command
+    is sent once and waited for once.
+    """
+    seconds = settings.timeout_ms / 1000
+    common: dict[str, Any] = {
+        "socket_timeout": seconds,
+        "socket_connect_timeout": seconds,
+        "retry": Retry(NoBackoff(), 0),
+        "username": settings.username or None,
+        "password": password.reveal() if password else None,
+    }
+    tls: dict[str, Any] = {}
+    if settings.url.startswith("rediss://") and settings.ca_file:
+        tls["ssl_ca_certs"] = settings.ca_file
+    if settings.cluster:
+        cluster = RedisCluster.from_url(settings.url, **common, **tls, cluster_error_retry_attempts=1)
+        return Connection(cluster, None)
+    if settings.sentinels:
+        hosts = [_host_and_port(text) for text in settings.sentinels]
+        secure = settings.url.startswith("rediss://")
+        if secure:
+            tls["ssl"] = True
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types for it
+            hosts, sentinel_kwargs={"socket_timeout": seconds, "socket_connect_timeout": seconds}, **common, **tls
+        )
+        master: Redis = sentinel.master_for(settings.sentinel_service, redis_class=Redis, db=_database(settings.url))
+        return Connection(master, master)
+    single: Redis = Redis.from_url(settings.url, **common, **tls)
+    return Connection(single, single)
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+def _database(url: str) -> int:
+    path = urlsplit(url).path.lstrip("/")
+    return int(path) if path.isdigit() else 0

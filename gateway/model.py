@@ -1,0 +1,202 @@
+"""The frozen values that travel the chain, in the order they are made.
+
+Each stage takes one of these and returns a narrower one, so that the stages cannot be called in the wrong order.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NoReturn
+
+UNSET_PATH: Final = "/api/v2/Masking/unset"
+"""The call's path, the same here and at the vendor, so that a client changes its host alone."""
+
+Operation = Literal["end", "reschedule"]
+OPERATIONS: Final[tuple[Operation, ...]] = ("end", "reschedule")
+"""What a caller may be allowed to ask for: end a masking at once, or change when it ends."""
+
+
+class Secret:
+    """A value that is used but never shown: it prints as `Secret(…)` and refuses to be copied into bytes."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the value itself. Only the exchange of credentials and the edge that opens a connection may ask."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    __hash__ = None  # type: ignore[assignment]  # a hash table would keep a fingerprint of it
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is not serialised")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """The raw inbound request with its instant and id; nothing in it is trusted yet."""
+
+    request_id: str
+    """Ours, or the caller's own `X-Request-Id` when it is well-formed."""
+    received_at: float
+    """Unix seconds, read once at the edge."""
+    body: bytes = field(repr=False)
+    """At most one byte longer than the bound; a longer body is cut there and refused."""
+    authorization: tuple[str, ...] = field(default=(), repr=False)
+    """Every `Authorization` header, in order."""
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Every `X-API-Key` header, in order."""
+    trace_id: str | None = None
+    """32 hex digits of a valid W3C `traceparent`, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated service and what it may ask for."""
+
+    principal: str
+    """The service the key belongs to, as written in records."""
+    key_id: str
+    scopes: frozenset[str]
+
+    def may(self, operation: Operation) -> bool:
+        """Say whether the key's scopes cover the operation."""
+        return operation in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class PhoneNumber:
+    """One telephone number, in the three forms the gateway needs."""
+
+    sent: str = field(repr=False)
+    """As the caller wrote it, trimmed."""
+    e164: str = field(repr=False)
+    """`+` and digits; the same for every way of writing one number."""
+    country: str
+    """ISO 3166 region code of the number, or `ZZ` where it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An authenticated and validated operation."""
+
+    caller: Caller
+    operation: Operation
+    numbers: Mapping[str, PhoneNumber]
+    """Keyed by field name (`m1`, `m2`, `mask`), in that order; at least one."""
+    expiry_time: int | None = None
+    """Unix seconds, or None when not given."""
+    expiry_duration: int | None = None
+    """Minutes; negative ends the masking at once; None when not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One draw of one unit on one quota."""
+
+    policy: str
+    """Name of the policy, as shown to callers: `caller`, `number` or `account`."""
+    key: str
+    """Where the quota is kept; holds a pseudonym, never a number."""
+    interval_us: int
+    """Microseconds in which one unit grows back."""
+    tolerance_us: int
+    """Microseconds by which a call may be early: interval × (burst − 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """What one charged quota had left."""
+
+    policy: str
+    remaining: int
+    """Units left after this call; 0 where the call was refused."""
+    reset_after_seconds: int
+    """Until a unit is free where none remains, else until the quota is full again."""
+    admitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The limiter's answer for all charges of one call: all were made, or none."""
+
+    meters: tuple[Meter, ...]
+    """Same length and order as the charges."""
+
+    @property
+    def refused(self) -> tuple[Meter, ...]:
+        """The quotas that had nothing left; empty when the call was admitted."""
+        return tuple(meter for meter in self.meters if not meter.admitted)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Proof that a call was charged and recorded. Only the ledger makes one."""
+
+    call: Call
+    record_id: str
+    """`writer-sequence` of the intent."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """The call as the vendor wants it, with the vendor's credential inside."""
+
+    body: bytes
+    credential_version: str
+    scrub: tuple[str, ...]
+    """Every form of the injected secrets, to be removed from whatever the vendor answers."""
+
+    def __repr__(self) -> str:
+        return f"UpstreamRequest({len(self.body)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAnswer:
+    """What came back from the vendor, read to its end or to the bound."""
+
+    status: int
+    body: bytes = field(repr=False)
+    retry_after: str | None = None
+    complete: bool = True
+    """False when the body was longer than we read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one arrival ended, ready to be answered and recorded."""
+
+    status: int
+    """HTTP status for the caller."""
+    slug: str
+    """`success`, or the code of the problem."""
+    body: dict[str, Any] = field(repr=False)
+    result: Literal["answered", "refused", "failed", "unknown"]
+    """`answered`: the vendor did it. `refused`: nobody did anything. `failed`: the vendor said no.
+    `unknown`: the vendor was asked and we cannot tell whether it acted."""
+    origin: Literal["gateway", "vendor"]
+    vendor_code: int | None = None
+    upstream_status: int | None = None
+    retry_after_seconds: int | None = None
+    facts: Mapping[str, str | int | bool] = field(default_factory=dict)
+    """What the record and the log say beyond the caller's answer; no secret and no number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the caller gets."""
+
+    request_id: str
+    outcome: Outcome
+    verdict: Verdict | None = None

@@ -1,0 +1,174 @@
+"""The API's own description, OpenAPI 3.1, made from the problem table so that no error is missing from it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from gateway.errors import Problem
+from gateway.model import OPERATIONS, UNSET_PATH
+
+
+def describe_api(version: str) -> dict[str, Any]:
+    """Return the document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Masking Gateway",
+            "version": version,
+            "description": "Ends a number masking or changes when it ends, with an internal key.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": {
+            UNSET_PATH: {"post": _unset()},
+            "/livez": {"get": _health("live", "The process answers.", {})},
+            "/readyz": {
+                "get": _health(
+                    "ready",
+                    "A call could be served now.",
+                    {
+                        "503": {
+                            "description": "Something a call needs is missing; `checks` says what.",
+                            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Health"}}},
+                        }
+                    },
+                )
+            },
+            "/openapi.json": {
+                "get": {
+                    "operationId": "openapi",
+                    "summary": "This document.",
+                    "security": [],
+                    "responses": {
+                        "200": {"description": "This document.", "content": {"application/json": {"schema": {"type": "object"}}}}
+                    },
+                }
+            },
+        },
+        "components": {"securitySchemes": _SECURITY, "schemas": _schemas(), "headers": _HEADERS},
+    }
+
+
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer gk_…`"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+_HEADERS = {
+    "X-Request-Id": {"description": "Under this id the call stands in log and audit trail.", "schema": {"type": "string"}},
+    "RateLimit": {
+        "description": "What the quotas have left (draft-ietf-httpapi-ratelimit-headers-10).",
+        "schema": {"type": "string"},
+    },
+    "RateLimit-Policy": {"description": "The quotas.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds to wait, at least 1.", "schema": {"type": "integer", "minimum": 1}},
+}
+
+
+def _unset() -> dict[str, Any]:
+    shared = {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", "RateLimit", "RateLimit-Policy")}
+    responses: dict[str, Any] = {
+        "200": {
+            "description": "The vendor carried it out.",
+            "headers": shared,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Success"}}},
+        },
+    }
+    by_status: dict[int, list[Problem]] = defaultdict(list)
+    for problem in Problem:
+        by_status[problem.value.status].append(problem)
+    for status, problems in sorted(by_status.items()):
+        lines = [f"`{problem.slug}` ({problem.value.origin}): {problem.value.message}" for problem in problems]
+        waits = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}} if status in (429, 503) else {}
+        responses[str(status)] = {
+            "description": "\n\n".join(lines),
+            "headers": {"X-Request-Id": shared["X-Request-Id"], **waits},
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/Error"}},
+                "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}},
+            },
+        }
+    return {
+        "operationId": "unset",
+        "summary": "End a masking, or change when it ends.",
+        "description": "No expiry field, or a negative duration, ends the masking at once. The body is read as JSON whatever "
+        "its content type. The key may also come in the body: as `ssid`, or its id as `userId` and its secret as `token`.",
+        "security": [{"bearer": []}, {"apiKey": []}, {}],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Unset"}}}},
+        "responses": responses,
+    }
+
+
+def _health(name: str, meaning: str, more: dict[str, Any]) -> dict[str, Any]:
+    good = {"200": {"description": meaning, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Health"}}}}}
+    return {"operationId": name, "summary": meaning, "security": [], "responses": {**good, **more}}
+
+
+def _schemas() -> dict[str, Any]:
+    number = {"type": ["string", "integer"], "examples": ["919876543210", "+91 98765 43210"]}
+    error: dict[str, Any] = {
+        "code": {"type": ["integer", "null"], "description": "The vendor's code for this fault; null where it has none."},
+        "error": {"type": "string", "enum": [problem.slug for problem in Problem]},
+        "retryable": {"type": "boolean", "description": "Whether the same call may succeed later."},
+        "origin": {"enum": ["gateway", "vendor"], "description": "Who refused."},
+        "request_id": {"type": "string"},
+        "field": {"type": "string", "description": "The body's field at fault."},
+        "policy": {"type": "string", "description": "The quota that refused."},
+        "retry_after": {"type": "integer", "minimum": 1, "description": "Seconds."},
+        "upstream_status": {"type": "integer", "description": "HTTP status of the vendor's answer."},
+    }
+    required = ["code", "error", "retryable", "origin", "request_id"]
+    return {
+        "Unset": {
+            "type": "object",
+            "additionalProperties": False,
+            "description": "At least one of m1, m2 and mask.",
+            "properties": {
+                "m1": number,
+                "m2": number,
+                "mask": number,
+                "expiry_time": {"type": ["integer", "string"], "description": "Unix seconds, or ISO 8601 with its zone."},
+                "expiry_duration": {"type": ["integer", "string"], "description": "Minutes; negative ends the masking at once."},
+                "ssid": {"type": "string", "description": "An internal key."},
+                "userId": {"type": "string", "description": "An internal key's id; with token."},
+                "token": {"type": "string", "description": "An internal key's secret; with userId."},
+            },
+            "anyOf": [{"required": ["m1"]}, {"required": ["m2"]}, {"required": ["mask"]}],
+        },
+        "Success": {
+            "type": "object",
+            "properties": {
+                "status": {"const": "success"},
+                "message": {"type": "string"},
+                "request_id": {"type": "string"},
+                "operation": {"enum": list(OPERATIONS)},
+            },
+            "required": ["status", "message", "request_id", "operation"],
+        },
+        "Error": {
+            "type": "object",
+            "properties": {"status": {"const": "error"}, "message": {"type": "string"}, **error},
+            "required": ["status", "message", *required],
+        },
+        "Problem": {
+            "type": "object",
+            "description": "RFC 9457.",
+            "properties": {
+                "type": {"type": "string"},
+                "title": {"type": "string"},
+                "status": {"type": "integer"},
+                "detail": {"type": "string"},
+                **error,
+            },
+            "required": ["type", "title", "status", "detail", *required],
+        },
+        "Health": {
+            "type": "object",
+            "properties": {
+                "status": {"enum": ["ok", "unready"]},
+                "checks": {"type": "object", "additionalProperties": {"type": "string"}},
+            },
+            "required": ["status"],
+        },
+    }

@@ -1,0 +1,214 @@
+"""uvicorn, set up for the gateway, and its HTTP protocol with bounds on what reaches the parser.
+
+The parser's own refusals are bare text, it bounds neither the number of headers nor the time they take, and a request
+with a body but no length would be run with an empty body while its bytes are read as a second request. All three are
+settled here, in front of the application, with the one error shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.supervisors import Multiprocess
+
+from gateway import config
+from gateway.app import create_app
+from gateway.config import Server, Settings
+from gateway.endpoints import parser_answer
+from gateway.errors import Problem
+
+CONFIG_VARIABLE: Final = "GATEWAY_CONFIG"
+_WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
+
+
+class GatewayProtocol(HttpToolsProtocol):
+    """One connection of a caller."""
+
+    bounds: Server = Server()
+    """Set once per process, before the first connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock for the first request's head."""
+        super().connection_made(transport)
+        self._refused = False
+        self._head_bytes = 0
+        self._head_headers = 0
+        self._lengths = 0
+        self._length_empty = False
+        self._chunked = False
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, unless this connection was refused already."""
+        if self._refused:
+            return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Begin a head: count anew, and start the clock unless it runs."""
+        self._head_bytes = self._head_headers = self._lengths = 0
+        self._length_empty = self._chunked = False
+        if self._head_timer is None:
+            self._arm()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the address."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header and note how long the body claims to be."""
+        self._head_headers += 1
+        self._count(len(name) + len(value) + 4)
+        lower = name.lower()
+        if lower == b"content-length":
+            self._lengths += 1
+            self._length_empty |= not value.strip()
+        elif lower == b"transfer-encoding":
+            self._chunked = True
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Let a whole head pass, or refuse a body without a length before anything is run."""
+        self._disarm()
+        if self._refused:
+            return
+        if self._length_empty:
+            self.refuse(Problem.length_empty)
+        elif self.parser.get_method() in _WITH_BODY and not self._lengths and not self._chunked:
+            # HTTP/1.1 takes such a body to be empty (RFC 9112 §6.3); the documented C client then sends one anyway.
+            self.refuse(Problem.length_required)
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body, unless the request was refused."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request, unless it was refused."""
+        if not self._refused:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Count the next head anew."""
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words are not for callers
+        """Answer what the parser refused."""
+        self.refuse(Problem.length_empty if self._length_empty else Problem.http_malformed)
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer and close, once. An answer that is under way for an earlier request is not broken into."""
+        if self._refused:
+            return
+        self._refused = True
+        self._disarm()
+        cycle = self.cycle
+        if (cycle is None or cycle.response_complete) and not self.transport.is_closing():
+            self.transport.write(parser_answer(problem))
+        if cycle is None or cycle.response_complete:
+            self.transport.close()
+        else:
+            cycle.keep_alive = False
+            if not cycle.response_started and cycle.more_body:
+                cycle.disconnected = True
+                cycle.message_event.set()
+                self.transport.write(parser_answer(problem))
+                self.transport.close()
+
+    def _count(self, count: int) -> None:
+        self._head_bytes += count
+        if self._head_bytes > self.bounds.header_bytes_max or self._head_headers > self.bounds.headers_max:
+            self.refuse(Problem.headers_too_large)
+
+    def _arm(self) -> None:
+        self._head_timer = self.loop.call_later(self.bounds.header_timeout_ms / 1000, self._head_late)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        self._head_timer = None
+        if self._head_bytes or self._head_headers:
+            self.refuse(Problem.header_timeout)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+
+def app_from_environment() -> Starlette:
+    """Return the application of one worker process, by the configuration file that `GATEWAY_CONFIG` names."""
+    settings = config.parse(tomllib.loads(Path(os.environ[CONFIG_VARIABLE]).read_text(encoding="utf-8")), os.environ)
+    GatewayProtocol.bounds = settings.server
+    app = create_app(settings, os.environ)
+    app.router.redirect_slashes = False
+    return app
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket's address taken. Raises: BindError, one line with the fix."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "no such address"
+        raise BindError(f"cannot listen on {host}:{port} ({reason}): stop what uses it, or pass --port N") from None
+    listener.set_inheritable(True)
+    return listener
+
+
+class BindError(Exception):
+    """The address to listen on cannot be had. The message is one line: the reason and the fix."""
+
+
+def uvicorn_config(settings: Settings, workers: int) -> uvicorn.Config:
+    """Return uvicorn's settings: nothing of its own is logged, no header of its own is sent."""
+    server = settings.server
+    return uvicorn.Config(
+        "gateway.server:app_from_environment",
+        factory=True,
+        workers=workers,
+        loop="uvloop",
+        http=GatewayProtocol,
+        ws="none",
+        interface="asgi3",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_keep_alive=server.keep_alive_seconds,
+        timeout_graceful_shutdown=server.drain_seconds,
+        backlog=2048,
+    )
+
+
+def serve(settings: Settings, listener: socket.socket, workers: int) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight."""
+    setup = uvicorn_config(settings, workers)
+    if workers == 1:
+        uvicorn.Server(setup).run(sockets=[listener])
+    else:
+        Multiprocess(setup, [listener]).run()

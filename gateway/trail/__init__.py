@@ -1,0 +1,1 @@
+"""Reading the audit trail: what reviewers do with it. Never imported by the pipeline."""

@@ -1,0 +1,88 @@
+"""Records and keys as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gateway.trail.search import Row
+
+
+def show(table: Table) -> None:
+    """Print a table, as wide as the terminal, or as wide as it needs where there is none."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+
+
+def record_table(rows: Sequence[Row], heading: bool = True) -> Table:
+    """Return records, one a line, each field as it was recorded."""
+    table = _table(("at", "stage", "service", "operation", "numbers", "decision", "outcome", "code", "ms", "request id"), heading)
+    for row in rows:
+        table.add_row(
+            *map(
+                _text,
+                (
+                    row["at"],
+                    row["stage"],
+                    row.get("service", "–"),
+                    row.get("operation", "–"),
+                    _numbers(row),
+                    row["decision"],
+                    row.get("problem") or row.get("result", ""),
+                    row.get("code", ""),
+                    row.get("duration_ms", ""),
+                    row["request_id"],
+                ),
+            )
+        )
+    return table
+
+
+def key_table(keys: Sequence[dict[str, Any]]) -> Table:
+    """Return keys, one a line, without secrets."""
+    table = _table(("id", "service", "state", "scopes", "created", "by", "expires", "note"), heading=True)
+    for key in keys:
+        table.add_row(
+            *map(
+                _text,
+                (
+                    key["id"],
+                    key["service"],
+                    key["state"],
+                    ", ".join(key["scopes"]),
+                    _day(key["created_at"]),
+                    key["created_by"],
+                    _day(key["expires_at"]),
+                    key["note"],
+                ),
+            )
+        )
+    return table
+
+
+def _table(columns: Sequence[str], heading: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if heading else None, show_header=heading, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in ("at", "stage", "id"))
+    return table
+
+
+def _text(value: Any) -> Text:
+    # Text, not markup: a note or a service name must not colour or hide anything.
+    return Text("".join(letter if letter.isprintable() else "?" for letter in str(value)))
+
+
+def _numbers(row: Row) -> str:
+    return " ".join(f"{name}:{row[f'{name}_country']}…{row[f'{name}_last2']}" for name in ("m1", "m2", "mask") if row.get(name))
+
+
+def _day(unix_seconds: float | None) -> str:
+    return "never" if unix_seconds is None else datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,133 @@
+"""An httpx transport over aiohttp's connection pool, whose cost does not grow with the number of idle connections.
+
+httpx's own pool looks at every idle connection on each request. The published bridge between the two libraries calls
+a connection that broke after sending a connect time-out; for us that is the difference between "was not made" and
+"may have been made", so the errors are mapped here. No proxy, cookie or redirect is ever taken up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from typing import Final
+
+import aiohttp
+import httpx
+from multidict import CIMultiDict
+from yarl import URL
+
+# Most specific first: the first that fits is raised.
+_ERRORS: Final[tuple[tuple[type[Exception], type[httpx.TransportError]], ...]] = (
+    (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
+    (aiohttp.ServerTimeoutError, httpx.ReadTimeout),
+    (aiohttp.ClientConnectorError, httpx.ConnectError),
+    (aiohttp.ClientSSLError, httpx.ConnectError),
+    (aiohttp.ServerDisconnectedError, httpx.RemoteProtocolError),
+    (aiohttp.ClientOSError, httpx.ReadError),
+    (aiohttp.ClientPayloadError, httpx.RemoteProtocolError),
+    (aiohttp.ClientError, httpx.RemoteProtocolError),
+    (OSError, httpx.ReadError),
+)
+
+
+class PooledTransport(httpx.AsyncBaseTransport):
+    """Sends requests to one host over kept-alive connections."""
+
+    def __init__(self, *, connections_max: int, idle_seconds: float, verify: ssl.SSLContext | bool = True) -> None:
+        """Opens nothing before the first request."""
+        self._verify = verify
+        self._idle_seconds = idle_seconds
+        # aiohttp has one time-out for waiting and connecting together; a place of our own tells the two apart.
+        self._places = asyncio.Semaphore(connections_max)
+        self._session: aiohttp.ClientSession | None = None
+        self._urls: dict[httpx.URL, URL] = {}
+        self._translated: tuple[httpx.Headers, CIMultiDict[str]] | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request; time-outs come from its `timeout` extension. Raises: httpx.TransportError."""
+        timeout = request.extensions["timeout"]
+        try:
+            if self._places.locked():
+                await asyncio.wait_for(self._places.acquire(), timeout["pool"])
+            else:
+                await self._places.acquire()
+        except TimeoutError:
+            raise httpx.PoolTimeout("no free connection", request=request) from None
+        try:
+            answer = await self._open().request(
+                request.method,
+                self._url(request.url),
+                data=request.content,
+                headers=self._headers(request.headers),
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout["connect"], sock_read=timeout["read"]),
+            )
+        except BaseException as error:
+            self._places.release()
+            raise _translated(error, request) from error
+        return httpx.Response(
+            answer.status,
+            headers=list(answer.raw_headers),
+            stream=_Stream(answer, request, self._places),
+            request=request,
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, ssl=self._verify, keepalive_timeout=self._idle_seconds)
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            )
+        return self._session
+
+    def _headers(self, headers: httpx.Headers) -> CIMultiDict[str]:
+        """Return aiohttp's form of the headers; a caller sends the same ones with every request."""
+        if self._translated is None or self._translated[0].raw != headers.raw:
+            self._translated = (headers.copy(), CIMultiDict(headers.multi_items()))
+        return self._translated[1]
+
+    def _url(self, url: httpx.URL) -> URL:
+        if url not in self._urls:
+            self._urls[url] = URL(str(url))
+        return self._urls[url]
+
+
+class _Stream(httpx.AsyncByteStream):
+    """The body of one answer; closing it before its end closes the connection."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request, places: asyncio.Semaphore) -> None:
+        self._answer = answer
+        self._request = request
+        self._places = places
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._answer.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error, self._request) from error
+
+    async def aclose(self) -> None:
+        if self._answer.content.at_eof():
+            self._answer.release()
+        else:
+            self._answer.close()
+        self._places.release()
+
+
+def _translated(error: BaseException, request: httpx.Request) -> BaseException:
+    """Return the httpx error for one of aiohttp's, without its text, which holds addresses; others unchanged."""
+    for theirs, ours in _ERRORS:
+        if isinstance(error, theirs):
+            return ours(type(error).__name__, request=request)
+    return error

@@ -1,0 +1,108 @@
+"""Sends one request to the one vendor host, and names every way of getting no answer.
+
+The line between "the call was not made" and "whether it acted is not known" is drawn here: nothing that fails before
+the connection stands can have reached the vendor, everything after it may have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Final
+
+import httpx
+
+from gateway.config import Upstream as Settings
+from gateway.errors import Problem, Refusal
+from gateway.model import UNSET_PATH, UpstreamAnswer, UpstreamRequest
+from gateway.transport import PooledTransport
+
+# Nothing of the caller's request is copied; identity: a compressed answer could grow without bound.
+_HEADERS: Final = httpx.Headers(
+    {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": "masking-gateway",
+    }
+)
+
+PROBLEMS: Final[tuple[tuple[type[httpx.TransportError], Problem], ...]] = (
+    (httpx.PoolTimeout, Problem.upstream_busy),
+    (httpx.ConnectTimeout, Problem.upstream_unreachable),
+    (httpx.ConnectError, Problem.upstream_unreachable),
+    (httpx.ProxyError, Problem.upstream_unreachable),
+    (httpx.UnsupportedProtocol, Problem.upstream_unreachable),
+    (httpx.TimeoutException, Problem.upstream_timeout),
+    (httpx.TransportError, Problem.upstream_broken),
+)
+"""The row for each httpx error, the first that fits."""
+
+
+class HttpUpstream:
+    """The vendor, over any httpx transport."""
+
+    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """Opens nothing. Raises: OSError when the certificate authorities cannot be read."""
+        self._transport = transport or PooledTransport(
+            connections_max=settings.connections_max,
+            idle_seconds=settings.idle_seconds,
+            verify=ssl.create_default_context(cafile=settings.ca_file or None),
+        )
+        self._url = httpx.URL(settings.brand + UNSET_PATH)
+        self._headers = httpx.Headers({**_HEADERS, "Host": self._url.netloc.decode()})
+        self._answer_bytes_max = settings.answer_bytes_max
+        self._total_seconds = settings.total_timeout_ms / 1000
+        self._extensions = {
+            "timeout": {
+                "connect": settings.connect_timeout_ms / 1000,
+                "read": settings.read_timeout_ms / 1000,
+                "write": settings.read_timeout_ms / 1000,
+                "pool": settings.pool_timeout_ms / 1000,
+            }
+        }
+
+    async def forward(self, request: UpstreamRequest) -> UpstreamAnswer:
+        """Return the vendor's answer, read to its end or to the bound.
+
+        Raises: Refusal `upstream_unreachable`, `upstream_tls_failed`, `upstream_busy`, `upstream_timeout`,
+        `upstream_broken`.
+        """
+        # Straight into the transport: the client above it adds cookies, redirects and proxies, none of which we want,
+        # and most of the cost of a call.
+        outgoing = httpx.Request("POST", self._url, headers=self._headers, content=request.body, extensions=self._extensions)
+        try:
+            async with asyncio.timeout(self._total_seconds):
+                return await self._answer(outgoing)
+        except TimeoutError:
+            raise Refusal(Problem.upstream_timeout) from None
+        except httpx.TransportError as error:
+            raise Refusal(_problem(error)) from None
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._transport.aclose()
+
+    async def _answer(self, outgoing: httpx.Request) -> UpstreamAnswer:
+        answer = await self._transport.handle_async_request(outgoing)
+        stream = answer.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        body = b""
+        try:
+            async for chunk in stream:
+                body += chunk
+                if len(body) > self._answer_bytes_max:
+                    break
+        finally:
+            await stream.aclose()
+        complete = len(body) <= self._answer_bytes_max
+        return UpstreamAnswer(answer.status_code, body, answer.headers.get("retry-after"), complete)
+
+
+def _problem(error: httpx.TransportError) -> Problem:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return Problem.upstream_tls_failed
+        cause = cause.__cause__ or cause.__context__
+    return next(problem for kind, problem in PROBLEMS if isinstance(error, kind))
