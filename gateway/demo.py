@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +25,8 @@ from gateway.vault import make_secret_file
 _READY_SECONDS: Final = 30.0
 _SET_PATH: Final = "/api/v2/Masking/set"
 _VENDOR_SSID: Final = "demo-vendor-session"
+
+_ADDRESS: Final = re.compile(r"http://127\.0\.0\.1:\d+")
 
 _CONFIG: Final = """\
 # Written by `gateway demo`; used by `gateway keys` and `gateway audit` beside it.
@@ -98,6 +102,8 @@ def _round_trip(brand: str, address: str, key: str) -> bool:
             mask = None
         print(f"vendor    a masking between 9876543210 and 9876543211 is set, mask {mask or 'from before'}")
         body = {"m1": "9876543210", "m2": "9876543211", "expiry_duration": -1}
+        # Another masking, for the line to try next.
+        client.post(brand + _SET_PATH, json={"ssid": _VENDOR_SSID, "m1": "9876543212", "m2": "9876543213"})
         answer = client.post(address + UNSET_PATH, json=body, headers={"Authorization": f"Bearer {key}"})
     print(f"request   POST {address}{UNSET_PATH}")
     print(f"          Authorization: Bearer {key[:19]}…")
@@ -126,7 +132,7 @@ def _records(request_id: str) -> list[dict[str, Any]]:
 def _curl(address: str, key: str) -> str:
     return (
         f"curl -sS {address}{UNSET_PATH} -H 'Authorization: Bearer {key}' "
-        """-d '{"m1":"9876543210","m2":"9876543211","expiry_duration":-1}'"""
+        """-d '{"m1":"9876543212","m2":"9876543213","expiry_duration":-1}'"""
     )
 
 
@@ -166,10 +172,8 @@ class _Child:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
             text = self._log.read_text()
-            if found := next((word.strip('",') for word in text.replace(':"', " ").split() if "http://127.0.0.1:" in word), None):
-                address = found[found.index("http://") :].split('"')[0]
-                if _listens(address):
-                    return address
+            if (found := _ADDRESS.search(text)) and _listens(found[0]):
+                return found[0]
             if not self.alive():
                 raise DemoError(
                     (text.strip().splitlines() or [f"the {self._name} ended without a word"])[-1].removeprefix("gateway: ")
@@ -186,11 +190,12 @@ class _Child:
 
 
 def _listens(address: str) -> bool:
+    host, _, port = address.removeprefix("http://").partition(":")
     try:
-        with httpx.Client(timeout=1, trust_env=False) as client:
-            return client.get(address + "/livez").status_code in (200, 404)
-    except httpx.TransportError:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
         return False
+    return True
 
 
 def _folder(environ: Mapping[str, str]) -> Path:

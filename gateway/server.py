@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import tomllib
 from pathlib import Path
@@ -207,8 +208,15 @@ def uvicorn_config(settings: Settings, workers: int) -> uvicorn.Config:
 
 def serve(settings: Settings, listener: socket.socket, workers: int) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight."""
+    # uvicorn raises the signals it took once more when it is done, which would kill us before the store is closed.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _finished)
     setup = uvicorn_config(settings, workers)
     if workers == 1:
         uvicorn.Server(setup).run(sockets=[listener])
     else:
         Multiprocess(setup, [listener]).run()
+
+
+def _finished(_number: int, _frame: object) -> None:
+    """Do nothing: the server was stopped by this signal already."""

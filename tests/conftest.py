@@ -1,0 +1,49 @@
+"""What tests share: one real gateway with a real sandbox and a real Redis-compatible server, and ways to start more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import Redis, Stack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A gateway whose quotas are out of the way."""
+    with Stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+        running.assert_alive()
+
+
+@pytest.fixture(autouse=True)
+def _no_faults_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test's switches end with it."""
+    yield
+    if "stack" in request.fixturenames:
+        request.getfixturevalue("stack").no_faults()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    """Start a stack with settings of its own: `start(quotas="…", redis="…")`."""
+    running: list[Stack] = []
+
+    def begin(**sections: str) -> Stack:
+        stack = Stack(tmp_path / f"s{len(running)}", **sections)
+        running.append(stack)
+        stack.__enter__()
+        return stack
+
+    yield begin
+    for stack in reversed(running):
+        stack.__exit__(None, None, None)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    """A real Redis-compatible server of the test's own."""
+    with Redis(tmp_path / "redis") as server:
+        yield server
