@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import tomllib
 from pathlib import Path
 from typing import Final
@@ -43,7 +44,6 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._head_headers = 0
         self._lengths = 0
-        self._length_empty = False
         self._chunked = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._arm()
@@ -62,7 +62,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a head: count anew, and start the clock unless it runs."""
         self._head_bytes = self._head_headers = self._lengths = 0
-        self._length_empty = self._chunked = False
+        self._chunked = False
         if self._head_timer is None:
             self._arm()
         super().on_message_begin()
@@ -79,7 +79,6 @@ class GatewayProtocol(HttpToolsProtocol):
         lower = name.lower()
         if lower == b"content-length":
             self._lengths += 1
-            self._length_empty |= not value.strip()
         elif lower == b"transfer-encoding":
             self._chunked = True
         super().on_header(name, value)
@@ -89,9 +88,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._disarm()
         if self._refused:
             return
-        if self._length_empty:
-            self.refuse(Problem.length_empty)
-        elif self.parser.get_method() in _WITH_BODY and not self._lengths and not self._chunked:
+        if self.parser.get_method() in _WITH_BODY and not self._lengths and not self._chunked:
             # HTTP/1.1 takes such a body to be empty (RFC 9112 §6.3); the documented C client then sends one anyway.
             self.refuse(Problem.length_required)
         else:
@@ -113,7 +110,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words are not for callers
         """Answer what the parser refused."""
-        self.refuse(Problem.length_empty if self._length_empty else Problem.http_malformed)
+        empty = "Empty Content-Length" in str(sys.exc_info()[1])
+        self.refuse(Problem.length_empty if empty else Problem.http_malformed)
 
     def refuse(self, problem: Problem) -> None:
         """Answer and close, once. An answer that is under way for an earlier request is not broken into."""
