@@ -31,7 +31,7 @@ def read_number(text: str, default_region: str) -> PhoneNumber | None:
         number = phonenumbers.parse(written, default_region)
     except phonenumbers.NumberParseException:
         return None
-    if not phonenumbers.is_possible_number(number):
+    if phonenumbers.is_possible_number_with_reason(number) != phonenumbers.ValidationResult.IS_POSSIBLE:
         return None
     return PhoneNumber(
         sent=written,

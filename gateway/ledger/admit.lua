@@ -10,8 +10,13 @@ local times, status = {}, 'admitted'
 for i = 4, #KEYS do
   local interval, tolerance = tonumber(ARGV[2 * i - 4]), tonumber(ARGV[2 * i - 3])
   local at = tonumber(redis.call('GET', KEYS[i]) or now)
-  -- The upper clamp makes a limit that was raised work at once: nobody waits longer than today's limit says.
-  at = math.min(math.max(at, now), now + tolerance + interval)
+  local latest = now + tolerance + interval
+  if at > latest then
+    -- Stored under an earlier, larger limit. Kept cut down, or it would refuse until its own time had come.
+    at = latest
+    redis.call('SET', KEYS[i], string.format('%.0f', at), 'PX', math.ceil((at - now) / 1000))
+  end
+  at = math.max(at, now)
   if at - now > tolerance then status = 'denied' end
   times[i - 3] = at
 end
