@@ -34,6 +34,8 @@ class Embedded:
     _lock: int | None
     """Descriptor of the state folder's lock; None where another process holds it."""
     _socket: Path
+    _process: subprocess.Popen[bytes] | None = None
+    """The server where this process started it; None where it was found running."""
 
     def close(self) -> None:
         """Stop the server, unless another process answers for it. What it keeps is on disk."""
@@ -41,6 +43,8 @@ class Embedded:
             return
         _command(self._socket, b"SHUTDOWN")
         _wait_until(lambda: not _answers(self._socket))
+        if self._process is not None:
+            self._process.wait(_START_SECONDS)
         os.close(self._lock)
         self._lock = None
 
@@ -86,14 +90,13 @@ def start(folder: Path) -> Embedded:
     except OSError:
         os.close(lock)
         lock = None
-    if lock is not None and not _answers(path):
-        _spawn(folder, path)
+    process = _spawn(folder, path) if lock is not None and not _answers(path) else None
     if not _wait_until(lambda: _answers(path)):
         raise EmbeddedError(f"the embedded server did not start; its own words are in {folder / 'redis.log'}")
-    return Embedded(f"unix://{path}", lock, path)
+    return Embedded(f"unix://{path}", lock, path, process)
 
 
-def _spawn(folder: Path, path: Path) -> None:
+def _spawn(folder: Path, path: Path) -> subprocess.Popen[bytes]:
     options = {
         "port": "0",
         "unixsocket": str(path),
@@ -109,7 +112,7 @@ def _spawn(folder: Path, path: Path) -> None:
     }
     words = [_binary(), *(word for name, value in options.items() for word in (f"--{name}", value))]
     # A session of its own: Ctrl-C reaches the gateway alone, which first writes its last records.
-    subprocess.Popen(
+    return subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -1,0 +1,281 @@
+"""Redis goes away in every way it can: one bounded wait, one clear answer, nothing lost, and back by itself."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway import embedded
+from tests.e2e.test_main_job import assert_refused
+from tests.running import Process, Stack, until
+
+
+def test_redis_stalls(start: Callable[..., Stack]) -> None:
+    """A stopped Redis costs one bounded time-out; then the breaker answers, and no call is made."""
+    stack = start()
+    m1, m2 = stack.masked()
+    stack.unset(m1=m1)
+    stack.clear_vendor_calls()
+    stack.redis.process.signal(signal.SIGSTOP)
+
+    times = []
+    for _ in range(6):
+        begun = time.monotonic()
+        body = assert_refused(stack.unset(m1=m1), 503, "ledger_unavailable")
+        times.append(time.monotonic() - begun)
+        assert body["retryable"] is True
+    stack.redis.process.signal(signal.SIGCONT)
+
+    assert max(times) < 2.0
+    assert min(times) < 0.1
+    assert stack.vendor_calls() == []
+    until(lambda: stack.unset(m1=m1, m2=m2).status_code in (200, 404), what="calls being served again")
+
+
+def test_redis_is_killed_and_comes_back(start: Callable[..., Stack]) -> None:
+    """Calls are refused, refusals are journalled and carried over, keys are still known, readiness says so."""
+    stack = start()
+    m1, m2 = stack.masked()
+    stack.redis.kill()
+
+    refused = [assert_refused(stack.unset(m1=m1, m2=m2), 503, "ledger_unavailable")["request_id"] for _ in range(3)]
+    ready = stack.http.get(stack.url + "/readyz")
+    stack.redis.start()
+
+    assert ready.status_code == 503
+    assert ready.json()["checks"]["redis"] != "ok"
+    assert ready.json()["checks"]["credential"] == "ok"
+    until(lambda: stack.unset(m1=m1, m2=m2).status_code == 200, what="calls being served again")
+    for request_id in refused:
+        assert stack.records(request_id)[-1]["problem"] == "ledger_unavailable"
+    lines = stack.gateway_log()
+    assert "ledger.lost" in lines
+    assert "ledger.recovered" in lines
+
+
+def test_an_outcome_outlives_redis_and_the_gateway(start: Callable[..., Stack]) -> None:
+    """Redis dies during the call, then the gateway is killed: the next gateway carries the outcome over."""
+    import threading
+
+    stack = start()
+    m1, m2 = stack.masked()
+    stack.fault(answer="slow", delay_ms=500)
+    caller = threading.Thread(target=lambda: stack.unset(m1=m1, m2=m2, headers={"X-Request-Id": "outlives-all"}))
+    caller.start()
+    until(stack.vendor_calls, what="the vendor being called")
+    stack.redis.kill()
+    caller.join()
+    journal = stack.folder / "state" / "journal"
+    until(lambda: any("outlives-all" in path.read_text() for path in journal.glob("*.jsonl")), what="the outcome being journalled")
+    stack.gateway.popen.kill()
+    stack.gateway.popen.wait()
+
+    stack.redis.start()
+    stack.start_gateway()
+
+    intent, outcome = stack.records("outlives-all")
+    assert (intent["stage"], outcome["stage"], outcome["result"]) == ("intent", "outcome", "answered")
+    with stack.redis.client() as client:
+        assert client.hlen("gw:{test}:open") == 0
+
+
+def test_a_killed_gateway_leaves_an_open_intent(start: Callable[..., Stack]) -> None:
+    """kill -9 between intent and outcome: the intent is there, and is known to be without an outcome."""
+    import threading
+
+    import httpx
+
+    stack = start()
+    m1, m2 = stack.masked()
+    stack.fault(answer="slow", delay_ms=3000)
+
+    def call() -> None:
+        with pytest.raises(httpx.TransportError):
+            stack.unset(m1=m1, m2=m2, headers={"X-Request-Id": "killed-between"})
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    until(stack.vendor_calls, what="the vendor being called")
+    stack.gateway.popen.kill()
+    caller.join()
+
+    (intent,) = [record for record in stack.stream() if record["request_id"] == "killed-between"]
+    with stack.redis.client() as client:
+        assert client.hkeys("gw:{test}:open") == [f"{intent['writer']}-{intent['seq']}".encode()]
+
+
+def test_scripts_are_forgotten(start: Callable[..., Stack]) -> None:
+    """After SCRIPT FLUSH, as after a failover, the next call works and is recorded once."""
+    stack = start()
+    m1, m2 = stack.masked()
+    with stack.redis.client() as client:
+        client.script_flush()
+
+    answer = stack.unset(m1=m1, m2=m2)
+
+    assert answer.status_code == 200
+    assert [record["stage"] for record in stack.records(answer.json()["request_id"])] == ["intent", "outcome"]
+
+
+def test_redis_is_full_or_read_only(start: Callable[..., Stack]) -> None:
+    """A Redis that cannot keep a record gets no call made, and is used again when it can."""
+    stack = start()
+    m1, m2 = stack.masked()
+    stack.unset(m1=m1, m2=m2, expiry_duration=60)
+    stack.clear_vendor_calls()
+    with stack.redis.client() as client:
+        for spoil, mend in (
+            (lambda: client.config_set("maxmemory", "1"), lambda: client.config_set("maxmemory", "0")),
+            (lambda: client.replicaof("127.0.0.1", 1), lambda: client.replicaof("NO", "ONE")),
+        ):
+            spoil()
+            assert_refused(stack.unset(m1=m1, m2=m2), 503, "ledger_unavailable")
+            assert stack.vendor_calls() == []
+            mend()
+            until(lambda: stack.unset(m1=m1, m2=m2, expiry_duration=60).status_code == 200, what="calls being served again")
+            stack.clear_vendor_calls()
+
+
+def test_a_gateway_starts_without_redis(start: Callable[..., Stack]) -> None:
+    """It is alive and not ready, refuses calls as unrecordable, and needs no restart."""
+    stack = start()
+    stack.gateway.stop()
+    stack.redis.kill()
+    stack.gateway = stack.spawn_gateway()
+    stack.url = stack.gateway.address()
+    until(lambda: stack.http.get(stack.url + "/livez").status_code == 200, what="the gateway being alive")
+
+    assert stack.http.get(stack.url + "/readyz").status_code == 503
+    assert_refused(stack.unset(m1="9876543210"), 503, "ledger_unavailable")
+    stack.redis.start()
+    m1, m2 = stack.masked()
+    until(lambda: stack.unset(m1=m1, m2=m2).status_code == 200, what="calls being served")
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _server(folder: Path, name: str, port: int, *options: str) -> Process:
+    words = [embedded._binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options]
+    folder.mkdir(parents=True, exist_ok=True)
+    process = Process(folder, name, words)
+    until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, what=f"{name} listening")
+    return process
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_cluster(start: Callable[..., Stack], tmp_path: Path) -> None:
+    """On a Redis Cluster a call is admitted by one script: every key of an account is in one slot."""
+    port = _port()
+    node = _server(tmp_path / "node", "node", port, "--cluster-enabled", "yes", "--appendonly", "yes")
+    import redis as redis_py
+
+    try:
+        with redis_py.Redis(port=port) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+            until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), what="the cluster being up")
+            stack = start()
+            stack.gateway.stop()
+            text = stack.config.read_text().replace(stack.redis.url, f"redis://127.0.0.1:{port}").replace("[redis]", "[redis]\ncluster = true")
+            stack.config.write_text(text)
+            stack.key, *_ = stack.issue("crm")
+            stack.start_gateway()
+            m1, m2 = stack.masked()
+
+            assert stack.unset(m1=m1, m2=m2).status_code == 200
+            until(lambda: client.xlen("gw:{test}:audit") == 2, what="both records")
+    finally:
+        node.stop()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_sentinel_fails_over(start: Callable[..., Stack], tmp_path: Path) -> None:
+    """The master dies, a replica is promoted, and calls go on without a restart."""
+    import redis as redis_py
+
+    ports = [_port() for _ in range(3)]
+    nodes = [
+        _server(tmp_path / "a", "master", ports[0], "--appendonly", "yes"),
+        _server(tmp_path / "b", "replica", ports[1], "--replicaof", f"127.0.0.1 {ports[0]}", "--repl-diskless-sync-delay", "0"),
+    ]
+    conf = tmp_path / "sentinel.conf"
+    conf.write_text(
+        f"port {ports[2]}\nbind 127.0.0.1\nsentinel monitor gw 127.0.0.1 {ports[0]} 1\n"
+        "sentinel down-after-milliseconds gw 500\nsentinel failover-timeout gw 2000\n"
+    )
+    nodes.append(Process(tmp_path, "sentinel", [embedded._binary(), str(conf), "--sentinel"]))
+    try:
+        with redis_py.Redis(port=ports[2], socket_timeout=5) as sentinel, redis_py.Redis(port=ports[1], socket_timeout=5) as replica:
+            until(lambda: socket.socket().connect_ex(("127.0.0.1", ports[2])) == 0, what="sentinel listening")
+            until(lambda: sentinel.sentinel_slaves("gw"), seconds=30, what="sentinel knowing the replica")
+            until(lambda: replica.info("replication").get("master_link_status") == "up", what="replication")
+            stack = start()
+            stack.gateway.stop()
+            text = stack.config.read_text().replace(f'url = "{stack.redis.url}"', f'sentinels = ["127.0.0.1:{ports[2]}"]\nsentinel_service = "gw"')
+            stack.config.write_text(text)
+            stack.key, *_ = stack.issue("crm")
+            stack.start_gateway()
+            m1, m2 = stack.masked()
+            assert stack.unset(m1=m1, m2=m2, expiry_duration=60).status_code == 200
+            until(lambda: replica.xlen("gw:{test}:audit") == 2, what="the records on the replica")
+
+            nodes[0].popen.kill()
+            nodes[0].popen.wait()
+
+            assert_refused(stack.unset(m1=m1, m2=m2), 503, "ledger_unavailable")
+            until(lambda: stack.unset(m1=m1, m2=m2).status_code == 200, seconds=40, what="calls after the failover")
+            assert replica.info("replication")["role"] == "master"
+    finally:
+        for node in reversed(nodes):
+            node.popen.kill()
+            node.popen.wait()
+
+
+def test_the_embedded_server_is_taken_over_from_a_killed_parent(tmp_path: Path) -> None:
+    """Its data outlives its parent; whoever comes next owns it, and only the owner stops it."""
+    folder = tmp_path / "e"
+    program = f"import os,signal; from pathlib import Path; from gateway import embedded; s=embedded.start(Path({str(folder)!r})); print(s.url); os.kill(os.getpid(), signal.SIGKILL)"
+    import subprocess
+
+    import redis as redis_py
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with redis_py.Redis(unix_socket_path=str(folder / "redis.sock")) as client:
+        client.set("kept", "1")
+
+        owner = embedded.start(folder)
+        guest = embedded.start(folder)
+        guest.close()
+        assert client.get("kept") == b"1"
+    owner.close()
+    assert not embedded._answers(folder / "redis.sock")
+    again = embedded.start(folder)
+    with redis_py.Redis(unix_socket_path=str(folder / "redis.sock")) as client:
+        assert client.get("kept") == b"1"
+    again.close()
+
+
+def test_the_search_finds_each_record_once(start: Callable[..., Stack]) -> None:
+    """A record the journal carried over a second time is shown once."""
+    stack = start()
+    m1, m2 = stack.masked()
+    request_id = stack.unset(m1=m1, m2=m2).json()["request_id"]
+    stack.records(request_id)
+    with stack.redis.client() as client:
+        for _, fields in client.xrange("gw:{test}:audit"):
+            client.xadd("gw:{test}:audit", fields)
+
+    found = [json.loads(line) for line in stack.cli("audit", "search", "--number", f"+91 {m1[:5]} {m1[5:]}", "--json").stdout.splitlines()]
+
+    assert [record["stage"] for record in found] == ["intent", "outcome"]
