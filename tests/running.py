@@ -102,8 +102,20 @@ class Redis:
 
     def start(self) -> None:
         words = [
-            embedded._binary(), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--appendonly", "yes",
-            "--maxmemory-policy", "noeviction", "--save", "", *self._options,
+            embedded._binary(),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(self.socket),
+            "--dir",
+            str(self.folder),
+            "--appendonly",
+            "yes",
+            "--maxmemory-policy",
+            "noeviction",
+            "--save",
+            "",
+            *self._options,
         ]
         self.process = Process(self.folder, "redis", words)
         until(self.answers, what="redis answering")
@@ -130,17 +142,31 @@ class Stack:
     """Gateway, sandbox and Redis, as processes of their own."""
 
     def __init__(
-        self, folder: Path, *, server: str = "", redis: str = "", upstream: str = "", quotas: str | None = None, validation: str = "",
-        audit: str = "", log: str = "", credential: str = 'ssid = { env = "VENDOR_SSID" }', sandbox: tuple[str, ...] = (),
-        workers: int = 1, environ: dict[str, str] | None = None, redis_options: tuple[str, ...] = (),
+        self,
+        folder: Path,
+        *,
+        server: str = "",
+        redis: str = "",
+        upstream: str = "",
+        quotas: str | None = None,
+        validation: str = "",
+        audit: str = "",
+        log: str = "",
+        credential: str = 'ssid = { env = "VENDOR_SSID" }',
+        sandbox: tuple[str, ...] = (),
+        workers: int = 1,
+        environ: dict[str, str] | None = None,
+        redis_options: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self.vendor_ssid = VENDOR_SSID
         self._sections = {"redis": redis, "upstream": upstream, "validation": validation, "audit": audit, "log": log}
         self._server = server
         self._credential = credential
-        self._quotas = quotas if quotas is not None else "\n".join(
-            f'[quotas.{name}]\nrate = "1000000/s"\nburst = 1000000' for name in ("caller", "number", "account")
+        self._quotas = (
+            quotas
+            if quotas is not None
+            else "\n".join(f'[quotas.{name}]\nrate = "1000000/s"\nburst = 1000000' for name in ("caller", "number", "account"))
         )
         self._sandbox_words = sandbox
         self._workers = workers
@@ -151,7 +177,8 @@ class Stack:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.redis.__enter__()
         self.sandbox = Process(
-            self.folder, "sandbox",
+            self.folder,
+            "sandbox",
             [sys.executable, "-m", "gateway.sandbox", "--port", "0", "--ssid", VENDOR_SSID, *self._sandbox_words],
         )
         self.sandbox_url = self.sandbox.address()
@@ -180,7 +207,18 @@ class Stack:
         for path in (self.folder / f"{name}.out", self.folder / f"{name}.err"):
             if path.exists():
                 shutil.move(path, path.with_suffix(path.suffix + f".{time.monotonic_ns()}"))
-        command = [sys.executable, "-m", "gateway", "serve", "--config", str(self.config), "--port", "0", "--workers", str(self._workers)]
+        command = [
+            sys.executable,
+            "-m",
+            "gateway",
+            "serve",
+            "--config",
+            str(self.config),
+            "--port",
+            "0",
+            "--workers",
+            str(self._workers),
+        ]
         return Process(self.folder, name, [*command, *words], self._environ)
 
     def _ready(self) -> bool:
@@ -231,7 +269,10 @@ pseudonym_key = {{ env = "PSEUDONYM_KEY" }}
         """Run one gateway command on these settings."""
         done = subprocess.run(
             [sys.executable, "-m", "gateway", *words, "--config", str(self.config)],
-            capture_output=True, text=True, timeout=60, env={**os.environ, **self._environ, **(environ or {})},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, **self._environ, **(environ or {})},
         )
         assert not check or done.returncode == 0, done.stderr
         return done
@@ -256,7 +297,9 @@ pseudonym_key = {{ env = "PSEUDONYM_KEY" }}
         self.set_masking(m1, m2)
         return m1, m2
 
-    def unset(self, body: Any = None, *, key: str | None = "", headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    def unset(
+        self, body: Any = None, *, key: str | None = "", headers: dict[str, str] | None = None, **fields: Any
+    ) -> httpx.Response:
         """Call the gateway; the stack's own key unless `key` says otherwise (None: none)."""
         sent = {} if key is None else {"Authorization": f"Bearer {key or self.key}"}
         sent.update(headers or {})

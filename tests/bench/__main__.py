@@ -32,7 +32,12 @@ HERE = Path(__file__).parent
 KEY = "bench-key-0123456789abcdef"
 ENVIRON = {"BENCH_SSID": "bench-vendor-session", "BENCH_PSEUDONYM_KEY": "bench-pseudonym-key-0123456789abcdef", "BENCH_KEY": KEY}
 LIMITS = "\n".join(f'[quotas.{name}]\nrate = "1000000/s"\nburst = 1000000' for name in ("caller", "number", "account"))
-NAMES = {"vendor": "(a) vendor alone", "baseline": "(b) Starlette + httpx.AsyncClient + redis-py", "gateway": "(c) this gateway", "nginx": "(d) nginx + Lua"}
+NAMES = {
+    "vendor": "(a) vendor alone",
+    "baseline": "(b) Starlette + httpx.AsyncClient + redis-py",
+    "gateway": "(c) this gateway",
+    "nginx": "(d) nginx + Lua",
+}
 
 
 @dataclass
@@ -88,7 +93,9 @@ def started(folder: Path, name: str, words: list[str], port: int, environ: dict[
 def peers(stack: ExitStack, folder: Path, wanted: list[str]) -> list[Peer]:
     redis = stack.enter_context(Redis(folder / "redis"))
     vendor_port = free_port()
-    vendor = stack.enter_context(started(folder, "vendor", [sys.executable, "-m", "tests.bench.vendor", str(vendor_port)], vendor_port))
+    vendor = stack.enter_context(
+        started(folder, "vendor", [sys.executable, "-m", "tests.bench.vendor", str(vendor_port)], vendor_port)
+    )
     found = []
     if "vendor" in wanted:
         found.append(Peer("vendor", vendor.pid, vendor_port, KEY))
@@ -124,7 +131,12 @@ ssid = {{ env = "BENCH_SSID" }}
 pseudonym_key = {{ env = "BENCH_PSEUDONYM_KEY" }}
 """)
     command = [sys.executable, "-m", "gateway"]
-    made = subprocess.run([*command, "keys", "issue", "bench", "--json", "--config", str(config)], capture_output=True, check=True, env={**os.environ, **ENVIRON})
+    made = subprocess.run(
+        [*command, "keys", "issue", "bench", "--json", "--config", str(config)],
+        capture_output=True,
+        check=True,
+        env={**os.environ, **ENVIRON},
+    )
     port = free_port()
     words = [*command, "serve", "--config", str(config), "--port", str(port)]
     process = stack.enter_context(started(folder, "gateway", words, port, ENVIRON))
@@ -140,6 +152,7 @@ def _nginx(stack: ExitStack, folder: Path, redis: Redis, vendor_port: int) -> Pe
     port = free_port()
     script = (resources.files("gateway.ledger") / "admit.lua").read_text()
     values = {
+        "USER": "user root;" if os.getuid() == 0 else "",  # or its worker could not reach the private socket
         "FOLDER": folder, "MODULES": "\n".join(f"load_module {module};" for module in modules), "VENDOR": f"127.0.0.1:{vendor_port}", "PORT": port,
         "DIGEST": hashlib.sha256(KEY.encode()).hexdigest(), "SSID": ENVIRON["BENCH_SSID"], "PSEUDONYM_KEY": ENVIRON["BENCH_PSEUDONYM_KEY"],
         "REDIS": redis.socket, "SCRIPT": script,

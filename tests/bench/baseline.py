@@ -91,7 +91,9 @@ async def unset(request: Request) -> JSONResponse:
     if not isinstance(body.get("expiry_duration", 0), int):
         return error(400, "expiry_duration_invalid", "Expiry must be an integer value", request_id)
 
-    pseudonyms = {field: hmac.new(PSEUDONYM_KEY, number.encode(), hashlib.sha256).hexdigest() for field, number in numbers.items()}
+    pseudonyms = {
+        field: hmac.new(PSEUDONYM_KEY, number.encode(), hashlib.sha256).hexdigest() for field, number in numbers.items()
+    }
     state = request.app.state
     keys = ["q:caller:bench", *(f"q:number:{pseudonym}" for pseudonym in pseudonyms.values()), "q:account"]
     remaining = []
@@ -106,7 +108,14 @@ async def unset(request: Request) -> JSONResponse:
     fields = {name: value for name, value in body.items() if name not in ("ssid", "userId", "token")}
     answer = await state.vendor.post("/api/v2/Masking/unset", json={"ssid": SSID, **fields})
     said = answer.json()
-    record = {"stage": "outcome", "request_id": request_id, "service": service, "status": said["status"], "ms": time.time() - begun, **pseudonyms}
+    record = {
+        "stage": "outcome",
+        "request_id": request_id,
+        "service": service,
+        "status": said["status"],
+        "ms": time.time() - begun,
+        **pseudonyms,
+    }
     await state.redis.xadd("audit", {"r": json.dumps(record)})
     log.info("call.answered", **record)
     if said["status"] != "success":

@@ -9,7 +9,10 @@ import httptools
 import uvloop
 
 BODY = b'{"status":"success","message":"Your masking unset"}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: 51\r\nConnection: keep-alive\r\n\r\n" + BODY
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: 51\r\nConnection: keep-alive\r\n\r\n"
+    + BODY
+)
 
 
 class Vendor(asyncio.Protocol):

@@ -41,7 +41,7 @@ def parties(stack: Stack) -> tuple[str, str]:
 
 
 def test_curl_with_ssid(stack: Stack, parties: tuple[str, str]) -> None:
-    """curl as documented: form-urlencoded by default, the credential in the body, the mask without quotes."""
+    """Curl as documented: form-urlencoded by default, the credential in the body, the mask without quotes."""
     m1, m2 = stack.fresh_numbers()
     mask = stack.set_masking(m1, m2)
     body = f'{{\n    "ssid": "{stack.key}",\n    "m1": "{m1}",\n    "m2": "{m2}",\n    "mask": {mask},\n    "expiry_duration": -1\n}}'
@@ -144,7 +144,7 @@ def test_a_chunked_body(stack: Stack, parties: tuple[str, str]) -> None:
 
 
 def test_a_browser(stack: Stack, parties: tuple[str, str]) -> None:
-    """fetch in a browser sends Origin and reads the answer only with its permission, errors too."""
+    """Fetch in a browser sends Origin and reads the answer only with its permission, errors too."""
     good = json.dumps({"ssid": stack.key, "m1": parties[0], "m2": parties[1]}).encode()
     for body, status in ((good, 200), (b"{", 400), (b"{}", 401), (json.dumps({"ssid": stack.key}).encode(), 400)):
         with Wire(stack.host, stack.port) as wire:
@@ -155,7 +155,9 @@ def test_a_browser(stack: Stack, parties: tuple[str, str]) -> None:
         assert answer.headers["access-control-allow-origin"] == PANEL
         assert "origin" in answer.headers["vary"].lower()
     with Wire(stack.host, stack.port) as wire:
-        wire.send(f"OPTIONS {UNSET} HTTP/1.1\r\nHost: g\r\nOrigin: {PANEL}\r\nAccess-Control-Request-Method: POST\r\n\r\n".encode())
+        wire.send(
+            f"OPTIONS {UNSET} HTTP/1.1\r\nHost: g\r\nOrigin: {PANEL}\r\nAccess-Control-Request-Method: POST\r\n\r\n".encode()
+        )
         preflight = wire.answer()
     assert preflight is not None
     assert preflight.status == 204

@@ -21,7 +21,8 @@ def forms(secret: str) -> dict[str, bytes]:
     """Return a secret as text, base64 at each alignment, hex, percent-encoded and in UTF-16."""
     raw = secret.encode()
     aligned = {
-        f"base64+{shift}": base64.b64encode(b"\0" * shift + raw)[(0, 2, 3)[shift] + (1 if shift else 0) : -4] for shift in range(3)
+        f"base64+{shift}": base64.b64encode(b"\0" * shift + raw)[(0, 2, 3)[shift] + (1 if shift else 0) : -4]
+        for shift in range(3)
     }
     return {
         "text": raw, "reversed": raw[::-1], "hex": raw.hex().encode(), "HEX": raw.hex().upper().encode(),
@@ -67,7 +68,19 @@ def test_no_secret_and_no_number_leaves(start: Callable[..., Stack]) -> None:
     call(f'{{"m1": {m1}, "m2": +91{m2}}}'.encode())
     call(f'{{"m1": "{m1}", "m1": "{m2}"}}'.encode())
     call(f'{{"{m1}{m1}{m1}{m1}{m1}": 1'.encode())
-    for switch in ("html_502", "empty", "truncated", "cut", "reset", "close", "redirect", "echo", "code_text", "stall_before", "huge"):
+    for switch in (
+        "html_502",
+        "empty",
+        "truncated",
+        "cut",
+        "reset",
+        "close",
+        "redirect",
+        "echo",
+        "code_text",
+        "stall_before",
+        "huge",
+    ):
         stack.fault(answer=switch, times=1)
         call(good)
     for code in (1000, 1014, 1039, 1504, 1999):
@@ -96,8 +109,15 @@ def test_no_secret_and_no_number_leaves(start: Callable[..., Stack]) -> None:
     until(lambda: stack.http.get(stack.url + "/readyz").status_code == 200, what="redis being back")
     commands = [
         stack.cli(*words, check=False)
-        for words in (("keys", "list"), ("keys", "list", "--json"), ("audit", "tail", "-n", "500"), ("audit", "search", "--json"),
-                      ("audit", "search", "--number", m1), ("check",), ("keys", "revoke", "nobody"))
+        for words in (
+            ("keys", "list"),
+            ("keys", "list", "--json"),
+            ("audit", "tail", "-n", "500"),
+            ("audit", "search", "--json"),
+            ("audit", "search", "--number", m1),
+            ("check",),
+            ("keys", "revoke", "nobody"),
+        )
     ]
     stack.sandbox.stop()
     call({"m2": m2})
@@ -105,7 +125,9 @@ def test_no_secret_and_no_number_leaves(start: Callable[..., Stack]) -> None:
 
     with stack.redis.client() as client:
         dump = {f"redis key {key!r}": key + (client.dump(key) or b"") for key in client.scan_iter()}
-        stream = json.dumps([{k.decode(): v.decode() for k, v in fields.items()} for _, fields in client.xrange("gw:{test}:audit")])
+        stream = json.dumps(
+            [{k.decode(): v.decode() for k, v in fields.items()} for _, fields in client.xrange("gw:{test}:audit")]
+        )
     sinks = {
         "stdout": stack.gateway.out.read_bytes(), "stderr": stack.gateway.err.read_bytes(), "stream": stream.encode(),
         **dump, **{f"journal {name}": content for name, content in journalled.items()},

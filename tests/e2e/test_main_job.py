@@ -33,7 +33,10 @@ def test_a_call_goes_the_whole_way(stack: Stack) -> None:
     assert answer.status_code == 200
     body = answer.json()
     assert body == {
-        "status": "success", "message": "Your masking unset", "request_id": answer.headers["x-request-id"], "operation": "end",
+        "status": "success",
+        "message": "Your masking unset",
+        "request_id": answer.headers["x-request-id"],
+        "operation": "end",
     }
     (call,) = stack.vendor_calls()
     assert json.loads(call["body"]) == {"ssid": VENDOR_SSID, "m1": m1, "m2": m2, "expiry_duration": -1}
@@ -66,7 +69,13 @@ def test_nothing_of_the_caller_but_the_call_reaches_the_vendor(stack: Stack) -> 
     """No header, cookie or credential of the caller goes on."""
     m1, m2 = stack.masked()
     stack.clear_vendor_calls()
-    own = {"Cookie": "session=abc", "X-Secret": "hush", "Forwarded": "for=10.1.2.3", "User-Agent": "crm/1", "Origin": "https://a.example"}
+    own = {
+        "Cookie": "session=abc",
+        "X-Secret": "hush",
+        "Forwarded": "for=10.1.2.3",
+        "User-Agent": "crm/1",
+        "Origin": "https://a.example",
+    }
 
     assert stack.unset(m1=m1, m2=m2, headers=own).status_code == 200
 
@@ -108,7 +117,13 @@ def test_who_calls_is_refused_by_cause(stack: Stack) -> None:
         ({"Authorization": f"Bearer {expired[0]}"}, {}, 401, "credential_expired", 1014),
         ({"Authorization": f"Bearer {stack.key}", "X-API-Key": other}, {}, 401, "credential_conflict", 1014),
         ({"Authorization": f"Bearer {stack.key}"}, {"ssid": other}, 401, "credential_conflict", 1014),
-        ({"Authorization": f"Bearer {stack.key[:-1]}{'1' if stack.key[-1] == '0' else '0'}"}, {}, 401, "credential_malformed", 1014),
+        (
+            {"Authorization": f"Bearer {stack.key[:-1]}{'1' if stack.key[-1] == '0' else '0'}"},
+            {},
+            401,
+            "credential_malformed",
+            1014,
+        ),
         ({"Authorization": "Basic abc"}, {}, 401, "credential_malformed", 1014),
         ({}, {"ssid": "0a1b2c3d4e5f"}, 401, "vendor_credential_sent", 1014),
         ({}, {"userId": "4711", "token": "abcdef"}, 401, "vendor_credential_sent", 1014),

@@ -44,7 +44,9 @@ class Vendor:
 @pytest.fixture(scope="module")
 def vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vendor]:
     words = ["--ssid", "s", "--read-only-ssid", "ro", "--suspended-ssid", "off", "--pool", "3"]
-    process = Process(tmp_path_factory.mktemp("vendor"), "sandbox", [sys.executable, "-m", "gateway", "sandbox", "--port", "0", *words])
+    process = Process(
+        tmp_path_factory.mktemp("vendor"), "sandbox", [sys.executable, "-m", "gateway", "sandbox", "--port", "0", *words]
+    )
     vendor = Vendor(process)
     yield vendor
     vendor.http.close()

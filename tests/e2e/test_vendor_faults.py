@@ -56,12 +56,23 @@ def test_an_odd_success_is_a_success(stack: Stack, switch: str) -> None:
 
 
 CODES = [
-    (1000, 400, "vendor_parameters_invalid"), (1005, 400, "vendor_number_invalid"), (1009, 502, "vendor_something_wrong"),
-    (1010, 502, "vendor_database_down"), (1012, 404, "masking_not_found"), (1014, 502, "upstream_credential_rejected"),
-    (1015, 502, "vendor_permission_denied"), (1020, 502, "upstream_token_unknown"), (1032, 502, "vendor_internal"),
-    (1039, 502, "vendor_account_suspended"), (1047, 502, "vendor_body_refused"), (1501, 400, "vendor_numbers_equal"),
-    (1502, 400, "vendor_expiry_not_integer"), (1503, 409, "masking_not_expired"), (1504, 502, "masking_not_inserted"),
-    (1505, 503, "masking_number_unavailable"), (1999, 502, "vendor_code_unknown"),
+    (1000, 400, "vendor_parameters_invalid"),
+    (1005, 400, "vendor_number_invalid"),
+    (1009, 502, "vendor_something_wrong"),
+    (1010, 502, "vendor_database_down"),
+    (1012, 404, "masking_not_found"),
+    (1014, 502, "upstream_credential_rejected"),
+    (1015, 502, "vendor_permission_denied"),
+    (1020, 502, "upstream_token_unknown"),
+    (1032, 502, "vendor_internal"),
+    (1039, 502, "vendor_account_suspended"),
+    (1047, 502, "vendor_body_refused"),
+    (1501, 400, "vendor_numbers_equal"),
+    (1502, 400, "vendor_expiry_not_integer"),
+    (1503, 409, "masking_not_expired"),
+    (1504, 502, "masking_not_inserted"),
+    (1505, 503, "masking_number_unavailable"),
+    (1999, 502, "vendor_code_unknown"),
 ]
 
 

@@ -73,7 +73,9 @@ def test_an_outcome_outlives_redis_and_the_gateway(start: Callable[..., Stack]) 
     stack.redis.kill()
     caller.join()
     journal = stack.folder / "state" / "journal"
-    until(lambda: any("outlives-all" in path.read_text() for path in journal.glob("*.jsonl")), what="the outcome being journalled")
+    until(
+        lambda: any("outlives-all" in path.read_text() for path in journal.glob("*.jsonl")), what="the outcome being journalled"
+    )
     stack.gateway.popen.kill()
     stack.gateway.popen.wait()
 
@@ -87,7 +89,7 @@ def test_an_outcome_outlives_redis_and_the_gateway(start: Callable[..., Stack]) 
 
 
 def test_a_killed_gateway_leaves_an_open_intent(start: Callable[..., Stack]) -> None:
-    """kill -9 between intent and outcome: the intent is there, and is known to be without an outcome."""
+    """Kill -9 between intent and outcome: the intent is there, and is known to be without an outcome."""
     import threading
 
     import httpx
@@ -186,7 +188,11 @@ def test_a_cluster(start: Callable[..., Stack], tmp_path: Path) -> None:
             until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"), what="the cluster being up")
             stack = start()
             stack.gateway.stop()
-            text = stack.config.read_text().replace(stack.redis.url, f"redis://127.0.0.1:{port}").replace("[redis]", "[redis]\ncluster = true")
+            text = (
+                stack.config.read_text()
+                .replace(stack.redis.url, f"redis://127.0.0.1:{port}")
+                .replace("[redis]", "[redis]\ncluster = true")
+            )
             stack.config.write_text(text)
             stack.key, *_ = stack.issue("crm")
             stack.start_gateway()
@@ -215,13 +221,18 @@ def test_sentinel_fails_over(start: Callable[..., Stack], tmp_path: Path) -> Non
     )
     nodes.append(Process(tmp_path, "sentinel", [embedded._binary(), str(conf), "--sentinel"]))
     try:
-        with redis_py.Redis(port=ports[2], socket_timeout=5) as sentinel, redis_py.Redis(port=ports[1], socket_timeout=5) as replica:
+        with (
+            redis_py.Redis(port=ports[2], socket_timeout=5) as sentinel,
+            redis_py.Redis(port=ports[1], socket_timeout=5) as replica,
+        ):
             until(lambda: socket.socket().connect_ex(("127.0.0.1", ports[2])) == 0, what="sentinel listening")
             until(lambda: sentinel.sentinel_slaves("gw"), seconds=30, what="sentinel knowing the replica")
             until(lambda: replica.info("replication").get("master_link_status") == "up", what="replication")
             stack = start()
             stack.gateway.stop()
-            text = stack.config.read_text().replace(f'url = "{stack.redis.url}"', f'sentinels = ["127.0.0.1:{ports[2]}"]\nsentinel_service = "gw"')
+            text = stack.config.read_text().replace(
+                f'url = "{stack.redis.url}"', f'sentinels = ["127.0.0.1:{ports[2]}"]\nsentinel_service = "gw"'
+            )
             stack.config.write_text(text)
             stack.key, *_ = stack.issue("crm")
             stack.start_gateway()
@@ -276,6 +287,9 @@ def test_the_search_finds_each_record_once(start: Callable[..., Stack]) -> None:
         for _, fields in client.xrange("gw:{test}:audit"):
             client.xadd("gw:{test}:audit", fields)
 
-    found = [json.loads(line) for line in stack.cli("audit", "search", "--number", f"+91 {m1[:5]} {m1[5:]}", "--json").stdout.splitlines()]
+    found = [
+        json.loads(line)
+        for line in stack.cli("audit", "search", "--number", f"+91 {m1[:5]} {m1[5:]}", "--json").stdout.splitlines()
+    ]
 
     assert [record["stage"] for record in found] == ["intent", "outcome"]

@@ -87,7 +87,9 @@ def Secret_(text: str):  # noqa: ANN201
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=100).map(str.encode), bodies.map(lambda body: json.dumps(body).encode())))
+@given(
+    st.one_of(st.binary(max_size=200), st.text(max_size=100).map(str.encode), bodies.map(lambda body: json.dumps(body).encode()))
+)
 def test_reading_a_body_is_total(body: bytes) -> None:
     """Any bytes give fields or a fault with a row, never an exception."""
     document = read_document(body, 16_384)

@@ -59,7 +59,8 @@ def ask(client: redis_py.Redis, now: int, names: list[str], record: str) -> bool
 
 
 calls = st.lists(
-    st.tuples(st.integers(0, 400_000), st.lists(st.sampled_from(sorted(LIMITS)), min_size=1, max_size=3, unique=True)), max_size=60
+    st.tuples(st.integers(0, 400_000), st.lists(st.sampled_from(sorted(LIMITS)), min_size=1, max_size=3, unique=True)),
+    max_size=60,
 )
 
 

@@ -1,0 +1,133 @@
+"""What the house promises about itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gateway import config
+from gateway.errors import Problem
+from gateway.upstream import PROBLEMS
+
+MODULES = sorted(Path("gateway").rglob("*.py"))
+
+
+def test_importing_does_nothing() -> None:
+    """Importing every module opens no socket or file of its own, starts no process and reads no environment."""
+    names = [".".join(path.with_suffix("").parts) for path in MODULES if path.stem not in ("__main__", "__init__")]
+    program = f"""
+import importlib, socket, subprocess, os, sys
+def forbidden(*a, **k): raise SystemExit("touched the world while being imported")
+import asyncio, ssl, uvloop, aiohttp, redis.asyncio, httpx, starlette.applications, uvicorn, structlog, rich.console, phonenumbers, uvicorn.supervisors
+socket.socket.connect = forbidden; subprocess.Popen.__init__ = forbidden
+for name in {names!r}: importlib.import_module(name)
+print(len({names!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 25
+
+
+def test_only_the_ledger_makes_an_admission() -> None:
+    """The proof that a call was charged and recorded is made in one place."""
+    makers = [path.as_posix() for path in MODULES if "Admission(" in path.read_text().replace("class Admission", "")]
+
+    assert makers == ["gateway/ledger/store.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.as_posix())
+def test_public_names_say_what_they_are(path: Path) -> None:
+    """Every module, public class and public function has a docstring."""
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    todo: list[ast.AST] = list(tree.body)
+    for node in todo:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name}"
+            todo.extend(node.body if isinstance(node, ast.ClassDef) else [])
+
+
+def test_the_core_reads_no_clock() -> None:
+    """Time and chance are arguments: no call of theirs below the edge."""
+    core = (
+        "pipeline authentication validation admission audit credentials normalisation document numbers keys config errors model"
+    )
+    for name in core.split():
+        text = Path(f"gateway/{name}.py").read_text()
+        for call in ("datetime.now", "utcnow", "time.time", "uuid4", "monotonic()"):
+            assert call not in text, (name, call)
+
+
+def test_every_httpx_error_has_a_row() -> None:
+    """Whatever a transport may raise, now or after an upgrade, is told to the caller as something."""
+    kinds = [kind for kind in vars(httpx).values() if isinstance(kind, type) and issubclass(kind, httpx.TransportError)]
+
+    assert len(kinds) > 10
+    for kind in kinds:
+        assert any(issubclass(kind, mapped) for mapped, _ in PROBLEMS), kind
+
+
+def test_before_the_connection_stands_means_not_made() -> None:
+    """Only faults before the connection stands are classed as not made."""
+    before = (httpx.PoolTimeout, httpx.ConnectTimeout, httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol)
+    for kind, problem in PROBLEMS:
+        assert (problem.value.result == "refused") == issubclass(kind, before), kind
+
+
+def test_no_two_rows_are_one() -> None:
+    """Equal rows would silently become one name."""
+    assert len(Problem) == len(Problem.__members__)
+    codes = [problem.value.code for problem in Problem if problem.value.origin == "vendor" and problem.value.code]
+    assert len(codes) == len(set(codes))
+
+
+def test_every_row_is_reached() -> None:
+    """Each problem is named by a test, or is one of the few that need a broken machine."""
+    tests = "".join(path.read_text() for path in Path("tests").rglob("test_*.py"))
+    unreached = {problem.slug for problem in Problem if problem.slug not in tests}
+
+    assert unreached == set()
+
+
+def test_config_parses_and_names_every_fault() -> None:
+    """All faults at once, each with its path and what would be right, none with a secret's value."""
+    with pytest.raises(config.ConfigError) as caught:
+        config.parse(
+            {
+                "colour": 1,
+                "server": {"port": "eighty", "workers": 0},
+                "redis": {"url": "redis://:hunter2@host", "cluster": True, "sentinels": ["x"]},
+                "upstream": {"brand": "http://v4-api.deepcall.com", "credential": {"ssid": "s3cret", "token": {"env": "T"}}},
+                "quotas": {"caller": {"rate": "fast"}},
+            },
+            {},
+        )
+    told = "\n".join(map(str, caught.value.faults))
+    for path in ("colour", "server.port", "server.workers", "redis.url", "upstream.brand", "upstream.credential.ssid", "quotas.caller.rate",
+                 "quotas.caller.burst"):  # fmt: skip
+        assert f"{path}: " in told
+    assert "hunter2" not in told
+    assert "s3cret" not in told
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ({"credential": {"ssid": {"env": "A"}, "token": {"env": "B"}}}, "upstream.credential"),
+        ({"credential": {}}, "upstream.credential"),
+        ({"credential": {"ssid": {"env": "A"}}, "read_timeout_ms": 30_000}, "upstream.read_timeout_ms"),
+        ({"credential": {"ssid": {"env": "A"}}, "total_timeout_ms": 60_000}, "server.drain_seconds"),
+    ],
+)
+def test_contradictions_are_faults(document: dict, path: str) -> None:
+    """What no single setting shows is found before the first call."""
+    with pytest.raises(config.ConfigError) as caught:
+        config.parse({"upstream": {"brand": "https://v.example", **document}}, {})
+
+    assert [fault.path for fault in caught.value.faults] == [path]

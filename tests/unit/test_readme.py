@@ -1,0 +1,79 @@
+"""The README is true."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from gateway import config
+from gateway.audit import Record
+from gateway.cli import _parser
+from gateway.errors import Problem
+
+README = Path("README.md").read_text()
+
+
+def test_every_setting_is_there_in_order() -> None:
+    """The table of settings is the settings."""
+    listed = re.findall(r"^\| `([a-z_]+\.[a-z_.0-9]+)` \|", README, re.MULTILINE)
+
+    assert listed == [path for path, _, _ in config.documented()]
+    for _, meaning, _ in config.documented():
+        assert meaning in README
+
+
+def test_every_problem_is_there_in_order() -> None:
+    """The table of errors is the problem table: status, code, origin, retry and message."""
+    rows = re.findall(r"^\| `([a-z_0-9]+)` \| (\d{3}) \| (\S+) \| (\w+) \| (yes|no) \| (\w+) \| (.*) \|$", README, re.MULTILINE)
+
+    assert rows == [
+        (problem.slug, str(row.status), "–" if row.code is None else str(row.code), row.origin, "yes" if row.retryable else "no", row.result, row.message)
+        for problem in Problem
+        for row in [problem.value]
+    ]  # fmt: skip
+
+
+def test_every_record_field_is_there() -> None:
+    """Security reads in the README what a record holds."""
+    for field in Record.__struct_fields__:
+        assert f"`{field}`" in README or any(
+            field == f"{number}{end}" for number in ("m1", "m2", "mask") for end in ("_country", "_last2")
+        ), field
+
+
+def test_every_command_line_is_taken() -> None:
+    """Each `gateway …` line parses; `sandbox` has its own words."""
+    import shlex
+
+    lines = [line.split("#")[0].strip() for line in re.findall(r"^gateway .*$", README, re.MULTILINE)]
+
+    assert len(lines) >= 9
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if words[0] != "sandbox":
+            assert _parser().parse_args(words).run
+
+
+@pytest.mark.parametrize("path", ["config/gateway.toml", "config/compose.toml"])
+def test_the_shipped_settings_are_good(path: str) -> None:
+    """What we ship parses."""
+    assert config.parse(tomllib.loads(Path(path).read_text()), {})
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    """One list of checks, not two."""
+    script = Path(".ci/run").read_text()
+    line = next(line for line in README.splitlines() if line.startswith("uv run ruff format"))
+
+    assert re.findall(r"^uv run (.*)$", script, re.MULTILINE) == [part.removeprefix("uv run ") for part in line.split(" && ")]
+    assert "pip install uv && uv run pytest" in README
+    assert "pip install uv && uv run gateway demo" in README
+
+
+def test_no_file_names_a_registry() -> None:
+    """Pins are hashes; where packages come from is the machine's business."""
+    assert "://" not in Path("config/requirements.txt").read_text()
+    assert not Path("uv.lock").exists() or "uv.lock" in Path(".gitignore").read_text()
