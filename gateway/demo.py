@@ -112,6 +112,7 @@ def _round_trip(brand: str, address: str, key: str) -> bool:
     records = _records(answer.headers.get("x-request-id", ""))
     for record in records:
         print(f"record    {json.dumps(record)}")
+    sys.stdout.flush()  # The command below writes to the same place.
     _command(["audit", "tail", "--count", "2"], show=True)
     print("try       " + _curl(address, key))
     good = answer.status_code == 200 and [record["stage"] for record in records] == ["intent", "outcome"]
