@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections.abc import MutableMapping
 from typing import Any, Final
 
 import msgspec
 import structlog
 
-from gateway.audit import Record
+from gateway.audit import Record, rfc3339
 
 _EVENTS: Final = {"intent": "call.admitted", "outcome": "call.answered", "refusal": "call.refused"}
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -30,7 +32,7 @@ def make_logger(level: str) -> Logger:
         structlog.BytesLogger(sys.stdout.buffer),
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="logged_at"),
+            _timed,
             structlog.processors.JSONRenderer(serializer=_encode),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -56,6 +58,13 @@ class LogObserver:
             place = place.tb_next
         where = f"{place.tb_frame.f_globals.get('__name__', '?')}:{place.tb_lineno}" if place else "?"
         self._logger.error("call.broke", request_id=request_id, error=type(error).__name__, where=where)
+
+
+def _timed(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the time to lines that are not about a record, which has its own."""
+    if "at" not in event:
+        event["at"] = rfc3339(time.time())
+    return event
 
 
 class _Bare(logging.Formatter):

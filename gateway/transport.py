@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import Final
 
 import aiohttp
@@ -61,7 +62,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
                 data=request.content,
                 headers=self._headers(request.headers),
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeout["connect"], sock_read=timeout["read"]),
+                timeout=_time_out(timeout["connect"], timeout["read"]),
             )
         except BaseException as error:
             self._places.release()
@@ -123,6 +124,11 @@ class _Stream(httpx.AsyncByteStream):
         else:
             self._answer.close()
         self._places.release()
+
+
+@lru_cache(maxsize=8)
+def _time_out(connect: float, read: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read)
 
 
 def _translated(error: BaseException, request: httpx.Request) -> BaseException:

@@ -49,11 +49,11 @@ class Journal:
         self._bytes += len(record)
 
     async def flush(self) -> None:
-        """Bring to the disk what is not there yet, in one write."""
+        """Bring to the disk what is not there yet, in one write. Raises: OSError; the records are still waiting then."""
         fresh = list(islice(self._waiting, self._written, None))
         if fresh:
+            await asyncio.to_thread(self._append, fresh)
             self._written += len(fresh)
-            await asyncio.to_thread(self._append, b"".join(record + b"\n" for record in fresh))
 
     def head(self, count: int) -> list[bytes]:
         """Return the oldest records."""
@@ -79,13 +79,15 @@ class Journal:
         """Write what waits and give the file up; an empty one is removed."""
         fresh = list(islice(self._waiting, self._written, None))
         if fresh:
-            self._append(b"".join(record + b"\n" for record in fresh))
+            self._append(fresh)
         if not self._waiting:
             self._path.unlink(missing_ok=True)
         os.close(self._file)
 
-    def _append(self, data: bytes) -> None:
-        os.write(self._file, data)
+    def _append(self, records: list[bytes]) -> None:
+        data = b"".join(record + b"\n" for record in records)
+        while data:
+            data = data[os.write(self._file, data) :]
         os.fdatasync(self._file)
 
     def _inherit(self, folder: Path) -> None:
@@ -102,7 +104,7 @@ class Journal:
                 # A torn last line is a record that was never promised to be kept.
                 records = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
                 if records:
-                    self._append(b"".join(record + b"\n" for record in records))
+                    self._append(records)
                     self._waiting.extend(records)
                     self._written += len(records)
                     self._bytes += sum(map(len, records))

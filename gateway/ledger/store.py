@@ -80,6 +80,7 @@ class RedisLedger:
             self._drainer.cancel()
             await asyncio.gather(self._drainer, return_exceptions=True)
         await self._batch.drain()
+        await asyncio.sleep(0)  # What could not be written falls into the journal in this turn of the loop.
         await self._drain()
         self.journal.close()
         await self._connection.aclose()
@@ -157,7 +158,10 @@ class RedisLedger:
     async def _drain_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_DRAIN_EVERY_SECONDS)
-            await self.journal.flush()
+            try:
+                await self.journal.flush()
+            except OSError:
+                continue  # A full disk: the records wait in memory, and readiness tells.
             if not self._batch.down:
                 await self._drain()
 
@@ -174,7 +178,6 @@ class RedisLedger:
             if any(isinstance(result, BaseException) for result in results):
                 break
             self.journal.drop(len(records))
-        await self.journal.flush()
 
 
 def pairs(raw: Any) -> list[tuple[bytes, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -28,7 +29,15 @@ def assert_shape(answer: RawAnswer | None, *statuses: int) -> dict:
     assert answer.status in statuses, answer
     body = answer.json()
     assert set(body) >= SHAPE
-    assert b"Traceback" not in answer.body
+    assert body["status"] == "error"
+    assert body["code"] is None or type(body["code"]) is int
+    assert re.fullmatch(r"[a-z][a-z_]+", body["error"])
+    assert body["message"]
+    assert type(body["retryable"]) is bool
+    assert body["origin"] == "gateway"
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert answer.headers["content-type"] == "application/json; charset=utf-8"
+    assert not re.search(rb'Traceback|File "|\.py\b', answer.body)
     return body
 
 
@@ -41,6 +50,15 @@ SMUGGLED = [
     ("Content-Length: 5, 6",),
     ("Content-Length: 5", "Transfer-Encoding: chunked"),
     ("Transfer-Encoding: chunked", "Content-Length: 5"),
+    ("Content-Length: 5", "Content-Length: 5"),
+    ("Content-Length:", "Transfer-Encoding: chunked"),
+    ("Transfer-Encoding: chunked", "Transfer-Encoding: chunked"),
+    ("Transfer-Encoding: chunked, chunked",),
+    ("Transfer-Encoding:\r\n chunked",),
+    ("Content-Length:\r\n 5",),
+    ("X: a\rContent-Length: 5",),
+    ("X: a\nContent-Length: 5",),
+    ("X: a\x00b", "Content-Length: 5"),
     ("Content-Length:",),
     ("Content-Length: ",),
     ("Content-Length: -5",),
@@ -70,6 +88,139 @@ def test_a_smuggled_request_is_not_run(stack: Stack, headers: tuple[str, ...]) -
 
     assert second is None
     assert stack.vendor_calls() == []
+
+
+GOOD = b'{"m1":"9876543210"}'
+CHUNKS = {
+    "plus": b"+13\r\n%s\r\n0\r\n\r\n",
+    "minus": b"-13\r\n%s\r\n0\r\n\r\n",
+    "0x": b"0x13\r\n%s\r\n0\r\n\r\n",
+    "space": b"13 \r\n%s\r\n0\r\n\r\n",
+    "empty size": b"\r\n%s\r\n0\r\n\r\n",
+    "bare LF": b"13\n%s\n0\n\n",
+    "LF in extension": b"13;a\n0\r\n%s\r\n0\r\n\r\n",
+    "overflow": b"10000000000000013\r\n%s\r\n0\r\n\r\n",
+    "no end of chunk": b"13\r\n%s0\r\n\r\n",
+    "too short": b"12\r\n%s\r\n0\r\n\r\n",
+    "length in trailer": b"13\r\n%s\r\n0\r\nContent-Length: 5\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", CHUNKS)
+def test_a_chunk_that_two_parsers_read_differently(stack: Stack, case: str) -> None:
+    """It is refused, the connection closed, and neither it nor what follows is run."""
+    assert len(GOOD) == 0x13
+    m1, _ = stack.masked()
+    hidden = post(json.dumps({"ssid": stack.key, "m1": m1}).encode())
+    stack.clear_vendor_calls()
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(post(CHUNKS[case] % GOOD, authorised(stack), "Transfer-Encoding: chunked") + hidden)
+        body = assert_shape(wire.answer(), 400)
+        second = wire.answer()
+
+    assert body["error"] == "http_malformed"
+    assert second is None
+    assert stack.vendor_calls() == []
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r"], ids=["LF", "CR"])
+def test_lines_end_in_crlf(stack: Stack, end: bytes) -> None:
+    """Another line end is refused, since a proxy in front may see other lines."""
+    stack.clear_vendor_calls()
+
+    assert_shape(sent(stack, post(GOOD, authorised(stack)).replace(b"\r\n", end)), 400, 408)
+    assert stack.vendor_calls() == []
+
+
+def test_a_request_within_a_body_stays_a_body(stack: Stack) -> None:
+    """A body that looks like a request is a bad body; the connection's next request is its own."""
+    m1, m2 = stack.masked()
+    hidden = post(json.dumps({"ssid": stack.key, "m1": m1}).encode())
+    stack.clear_vendor_calls()
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(post(hidden, authorised(stack)))
+        assert assert_shape(wire.answer(), 400)["error"] == "body_malformed"
+        wire.send(post(json.dumps({"m1": m1, "m2": m2}).encode(), authorised(stack), "X-Request-Id: the-honest-one"))
+        answer = wire.answer()
+
+    assert answer is not None
+    assert (answer.status, answer.json()["request_id"]) == (200, "the-honest-one")
+    (call,) = stack.vendor_calls()
+    assert m2 in call["body"]
+
+
+def test_bad_bytes_behind_a_good_request_do_not_take_its_answer(stack: Stack) -> None:
+    """A refusal of the second request is never read as the answer to the first, which was carried out."""
+    m1, m2 = stack.masked()
+    stack.clear_vendor_calls()
+    stack.fault(answer="slow", delay_ms=300)
+    one = post(json.dumps({"m1": m1, "m2": m2}).encode(), authorised(stack), "X-Request-Id: the-first-of-two")
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(one + post(b"zz\r\n", "Transfer-Encoding: chunked"))
+        first = wire.answer()
+    story = [record["stage"] for record in stack.records("the-first-of-two")]
+
+    assert story == ["intent", "outcome"]
+    assert len(stack.vendor_calls()) == 1
+    assert first is None or first.json()["request_id"] == "the-first-of-two", first
+
+
+def test_a_trailer_is_not_a_header(stack: Stack) -> None:
+    """What follows a chunked body neither authenticates nor names the request: a proxy in front never saw it."""
+    m1, m2 = stack.masked()
+    stack.clear_vendor_calls()
+    body = json.dumps({"m1": m1, "m2": m2}).encode()
+    trailers = f"{authorised(stack)}\r\nX-API-Key: {stack.key}\r\nX-Request-Id: from-the-trailer\r\n".encode()
+    answer = sent(stack, post(b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(body), body, trailers), "Transfer-Encoding: chunked"))
+
+    assert assert_shape(answer, 400, 401)["request_id"] != "from-the-trailer"
+    assert stack.vendor_calls() == []
+
+
+@pytest.mark.parametrize("where", ["bearer", "authorization", "api key", "ssid", "token", "query", "field name", "path"])
+def test_a_foreign_secret_is_repeated_nowhere(stack: Stack, where: str) -> None:
+    """Wherever a caller puts the vendor's credential by mistake, no answer, log line or record repeats it."""
+    secret, body, headers, query = f"v3nd0r-{where[:3]}-s3cr3t", {"m1": "9876543210"}, {}, ""
+    match where:
+        case "bearer":
+            headers = {"Authorization": f"Bearer {secret}"}
+        case "authorization":
+            headers = {"Authorization": secret}
+        case "api key":
+            headers = {"X-API-Key": secret}
+        case "ssid":
+            body["ssid"] = secret
+        case "token":
+            body |= {"userId": "100234", "token": secret}
+        case "query":
+            query = f"?ssid={secret}"
+        case "field name":
+            body |= {"ssid": stack.key, secret: "1"}
+        case "path":
+            query = f"/{secret}"
+    raw = post(
+        json.dumps(body).encode(), *(f"{name}: {value}" for name, value in headers.items()), path=f"/api/v2/Masking/unset{query}"
+    )
+    answer = sent(stack, raw)
+
+    error = assert_shape(answer, 400, 401, 404)
+    if where != "path":
+        stack.records(error["request_id"])
+    assert answer is not None
+    assert secret not in answer.body.decode() + repr(answer.headers)
+    assert secret not in stack.gateway_log()
+    assert secret not in json.dumps(stack.stream())
+
+
+def test_a_number_as_a_field_name_is_repeated_nowhere(stack: Stack) -> None:
+    """A caller that swaps names and values is told so without its numbers."""
+    m1, _ = stack.fresh_numbers()
+    answer = sent(stack, post(json.dumps({m1: "m1"}).encode(), authorised(stack)))
+
+    error = assert_shape(answer, 400)
+    assert error["error"] == "field_unknown"
+    stack.records(error["request_id"])
+    assert m1 not in json.dumps(error) + stack.gateway_log() + json.dumps(stack.stream())
 
 
 def test_two_requests_on_one_connection_stay_two(stack: Stack) -> None:
@@ -131,7 +282,18 @@ def test_no_field_reaches_a_header_or_the_vendor(stack: Stack, field: str, value
 
 
 @pytest.mark.parametrize(
-    "given", ["919876543210", "call-9876543210", "gk_live_abc", "x" * 65, "short", "a b c d e f g", "äöüäöüäöü"]
+    "given",
+    [
+        "919876543210",
+        "call-9876543210",
+        "98765-43210",
+        "call.9876.543.210",
+        "gk_live_abc",
+        "x" * 65,
+        "short",
+        "a b c d e f g",
+        "äöüäöüäöü",
+    ],
 )
 def test_a_request_id_that_could_leak_is_replaced(stack: Stack, given: str) -> None:
     """A phone number, a key or rubbish as X-Request-Id goes into no log."""
@@ -140,6 +302,70 @@ def test_a_request_id_that_could_leak_is_replaced(stack: Stack, given: str) -> N
     body = assert_shape(answer, 401)
     assert body["request_id"] != given
     assert len(body["request_id"]) == 32
+
+
+@pytest.mark.parametrize("given", ["a\x00b-request", "a\x01b-request", "a\x7fb-request", "request\rX-Injected: 1", "x" * 5000])
+def test_a_request_id_of_control_characters_is_not_repeated(stack: Stack, given: str) -> None:
+    """It can put nothing into an answer's head or a log line."""
+    answer = sent(stack, post(b"{}", f"X-Request-Id: {given}"))
+
+    body = assert_shape(answer, 400, 401)
+    assert re.fullmatch(r"[0-9a-f]{32}", body["request_id"])
+    assert answer is not None
+    assert "x-injected" not in answer.headers
+    assert given not in stack.gateway_log()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "garbage",
+        "00-" + "0" * 32 + "-" + "1" * 16 + "-01",
+        "ff-" + "a" * 32 + "-" + "1" * 16 + "-01",
+        "00-9876543210-1-01",
+        "z" * 5000,
+    ],
+)
+def test_a_traceparent_of_rubbish_is_dropped(stack: Stack, given: str) -> None:
+    """The call is served and the rubbish goes into no record."""
+    m1, m2 = stack.masked()
+    answer = sent(stack, post(json.dumps({"m1": m1, "m2": m2}).encode(), authorised(stack), f"traceparent: {given}"))
+
+    assert answer is not None
+    assert answer.status == 200
+    records = json.dumps(stack.records(answer.json()["request_id"]))
+    assert not given or given not in records + stack.gateway_log()
+
+
+ENDLESS = {
+    "header": b"POST /api/v2/Masking/unset HTTP/1.1\r\nHost: g\r\nX: ",
+    "header name": b"POST /api/v2/Masking/unset HTTP/1.1\r\nHost: g\r\nX",
+    "address": b"POST /",
+    "chunk extension": post(b"2;a=", "Transfer-Encoding: chunked"),
+    "trailer": post(b"2\r\n{}\r\n0\r\nX: ", "Transfer-Encoding: chunked"),
+    "body": post(b"", "Content-Length: 100000000"),
+}
+
+
+@pytest.mark.parametrize("part", ENDLESS)
+def test_no_part_of_a_request_grows_in_memory(stack: Stack, part: str) -> None:
+    """64 MB of any one part are not gathered, not even until a timer ends them."""
+    peak = Path(f"/proc/{stack.pid}/clear_refs")
+    if not peak.exists():
+        pytest.skip("needs /proc")
+    peak.write_text("5")  # The peak of resident memory counts from now.
+    before = _resident_kb(stack.pid, "VmHWM")
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(ENDLESS[part])
+        try:
+            for _ in range(1024):
+                wire.socket.sendall(b"y" * 65_536)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # Refused: what is wanted.
+        wire.answer()
+
+    assert _resident_kb(stack.pid, "VmHWM") - before < 16_000
 
 
 def test_a_body_of_ten_megabytes(stack: Stack) -> None:
@@ -176,6 +402,39 @@ def test_a_slow_body_and_a_slow_head(stack: Stack) -> None:
         assert assert_shape(head.answer(), 408)["error"] == "header_timeout"
         assert head.closed()
         assert silent.closed()
+
+
+@pytest.mark.parametrize("part", ["body", "head"])
+def test_dripping_does_not_stretch_the_time(stack: Stack, part: str) -> None:
+    """A byte now and then does not restart the clock."""
+    begun = time.monotonic()
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(post(b"", authorised(stack), "Content-Length: 16000") if part == "body" else b"POST / HTTP/1.1\r\nX: ")
+        wire.socket.settimeout(0.05)
+
+        def ended() -> bool:
+            wire.send(b"x")
+            try:
+                return wire.answer() is not None or wire.closed()
+            except TimeoutError:
+                return False
+
+        until(ended, seconds=10, what="the end of a dripping request")
+
+    assert 1.0 < time.monotonic() - begun < 4.0
+
+
+def test_two_hundred_idle_connections(stack: Stack) -> None:
+    """They hold nobody up, and are closed."""
+    wires = [Wire(stack.host, stack.port) for _ in range(200)]
+    try:
+        m1, m2 = stack.masked()
+
+        assert stack.unset(m1=m1, m2=m2).status_code == 200
+        assert all(wire.closed() for wire in wires)
+    finally:
+        for wire in wires:
+            wire.socket.close()
 
 
 def test_others_are_served_while_fifty_dawdle(stack: Stack) -> None:
@@ -230,6 +489,17 @@ BODIES = [
     b'{"m1":"9876543210",}',
     b"{'m1':'9876543210'}",
     b'{"m1":Infinity}',
+    b'{"m1":NaN}',
+    b'{"m1":"9876543210","expiry_duration":NaN}',
+    b'{"m1":"9876543210","expiry_duration":-1.0}',
+    b'{"m1":"9876543210","m1":"9876543211"}',
+    b'{"m1":"9876543210","x":{"a":1,"a":2}}',
+    b'{"m1":"9876543210","__proto__":{"expiry_duration":1}}',
+    b'{"m1":"9876543210","x":' + b"[" * 8000 + b"]" * 8000 + b"}",
+    b'{"x":' * 2500 + b"1" + b"}" * 2500,
+    '{"m1":"9876543210"}'.encode("utf-32"),
+    b'{"m1":"\\udc00\\ud800"}',
+    b'{"m1":true}',
     b'{"m1":"9876543210"} {"m1":"9876543211"}',
     b"\xef\xbb\xbf",
     b" " * 100,
@@ -246,6 +516,11 @@ def test_hostile_json(stack: Stack, body: bytes) -> None:
 
     assert_shape(sent(stack, post(body, authorised(stack))), 400)
     assert stack.vendor_calls() == []
+
+
+def test_depth_beyond_the_bound(stack: Stack) -> None:
+    """Brackets are counted as bytes before they are nested."""
+    assert assert_shape(sent(stack, post(b"[" * 20_000, authorised(stack))), 413)["error"] == "body_too_large"
 
 
 def test_a_byte_order_mark_is_no_fault(stack: Stack) -> None:
@@ -282,6 +557,37 @@ def test_http_1_0_and_upgrades_are_plain_calls(stack: Stack) -> None:
         assert answer.status == 200 or "Upgrade" in headers[0]
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
+        ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"),
+    ],
+    ids=["websocket", "h2c"],
+)
+def test_an_offer_to_upgrade_is_not_taken_and_the_call_made(stack: Stack, headers: tuple[str, ...]) -> None:
+    """Java's own client offers h2c with its first call; its body counts, and so does the next call on the connection."""
+    with Wire(stack.host, stack.port) as wire:
+        for more in (headers, ()):
+            m1, m2 = stack.masked()
+            wire.send(post(json.dumps({"m1": m1, "m2": m2}).encode(), authorised(stack), *more))
+            answer = wire.answer()
+            assert answer is not None
+            assert answer.status == 200, answer
+
+
+def test_head_has_no_body(stack: Stack) -> None:
+    """The answer to HEAD ends with its head, or the next answer on the connection would be misread."""
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(b"HEAD /api/v2/Masking/unset HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n")
+        raw = b""
+        while more := wire._receive():
+            raw += more
+
+    assert raw.startswith(b"HTTP/1.1 405 ")
+    assert raw.endswith(b"\r\n\r\n")
+
+
 def test_expect_100_continue(stack: Stack) -> None:
     """Curl asks first with large bodies; it is told to go on."""
     m1, m2 = stack.masked()
@@ -307,6 +613,28 @@ def test_a_caller_that_hangs_up_leaves_a_whole_story(stack: Stack) -> None:
         until(lambda: any(record["request_id"] == "hung-up-caller" for record in stack.stream()), what="the intent")
 
     assert [record["stage"] for record in stack.records("hung-up-caller")] == ["intent", "outcome"]
+
+
+def test_callers_that_hang_up_at_once_leave_whole_stories(stack: Stack) -> None:
+    """Nobody waits for the answers: each call was made and told to its end, or not begun."""
+    stack.clear_vendor_calls()
+    for number in range(30):
+        m1, m2 = stack.masked()
+        with Wire(stack.host, stack.port) as wire:
+            wire.send(post(json.dumps({"m1": m1, "m2": m2}).encode(), authorised(stack), f"X-Request-Id: gone-at-once-{number}"))
+    m1, m2 = stack.masked()
+    assert stack.unset(m1=m1, m2=m2).status_code == 200
+
+    def whole() -> list[str] | None:
+        told: dict[str, list[str]] = {"intent": [], "outcome": []}
+        for record in stack.stream():
+            if record["request_id"].startswith("gone-at-once-"):
+                told[record["stage"]].append(record["request_id"])
+        return told["intent"] if sorted(told["intent"]) == sorted(told["outcome"]) else None
+
+    begun = until(whole, what="an outcome for each intent")
+    assert len(set(begun)) == len(begun)
+    assert len([call for call in stack.vendor_calls() if m1 not in call["body"]]) == len(begun)
 
 
 def test_a_half_closed_caller_is_answered(stack: Stack) -> None:
@@ -366,8 +694,8 @@ def test_many_at_once(stack: Stack) -> None:
     assert sorted(results) == [(0, 400)] * 20 + [(1, 200)] * 20
 
 
-def _resident_kb(pid: int) -> int:
+def _resident_kb(pid: int, which: str = "VmRSS") -> int:
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
         pytest.skip("needs /proc")
-    return int(next(line for line in status.read_text().splitlines() if line.startswith("VmRSS")).split()[1])
+    return int(next(line for line in status.read_text().splitlines() if line.startswith(which)).split()[1])

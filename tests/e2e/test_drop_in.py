@@ -19,6 +19,7 @@ def assert_dropped_in(stack: Stack, answer: dict) -> None:
     """Check what the caller got, what the vendor got and what was recorded."""
     assert answer["status"] == "success", answer
     assert answer["message"] == "Your masking unset"
+    assert answer["operation"] == "end"
     (call,) = stack.vendor_calls()
     assert json.loads(call["body"])["ssid"] == VENDOR_SSID
     assert stack.key_secret not in json.dumps(call)
@@ -188,3 +189,104 @@ def test_a_body_without_any_length(stack: Stack) -> None:
     assert (answer.status, answer.json()["error"], answer.headers["connection"]) == (411, "length_required", "close")
     assert closed
     assert stack.vendor_calls() == []
+
+
+def test_ruby(stack: Stack, parties: tuple[str, str]) -> None:
+    """Ruby's Net::HTTP as documented: no type set, so it says form-urlencoded."""
+    body = json.dumps({"ssid": stack.key, "m1": parties[0], "m2": parties[1], "expiry_duration": -1})
+    program = f"""
+require "uri"; require "net/http"
+url = URI("{stack.url}{UNSET}"); http = Net::HTTP.new(url.host, url.port)
+request = Net::HTTP::Post.new(url); request.body = {json.dumps(body)}
+puts http.request(request).read_body"""
+
+    assert_dropped_in(stack, json.loads(run("ruby", "-W0", "-e", program)))
+
+
+def test_php(stack: Stack, parties: tuple[str, str]) -> None:
+    """PHP's own HTTP client, which asks in HTTP/1.0 or 1.1 by its version."""
+    body = json.dumps({"userId": stack.key_id, "token": stack.key_secret, "m1": parties[0], "expiry_duration": -1})
+    program = f"""
+$context = stream_context_create(['http' => ['method' => 'POST', 'content' => '{body}',
+  'header' => 'Content-Type: application/x-www-form-urlencoded']]);
+echo file_get_contents('{stack.url}{UNSET}', false, $context);"""
+
+    assert_dropped_in(stack, json.loads(run("php", "-r", program)))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("User-Agent: axios/1.7", "Content-Type: application/x-www-form-urlencoded", "Content-Length: "),
+        ("Content-Length:",),
+        ("Content-Length:", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked", "Content-Length:"),
+    ],
+)
+def test_an_empty_length_on_the_wire(stack: Stack, headers: tuple[str, ...]) -> None:
+    """Newer axios, Swift and OCaml: told what is wrong, closed, nothing is run."""
+    stack.clear_vendor_calls()
+    body = json.dumps({"ssid": stack.key, "m1": "9876543210", "expiry_duration": -1}).encode()
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(post(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if len(headers) == 2 else body, *headers))
+        answer = wire.answer()
+        closed = wire.closed()
+
+    assert answer is not None
+    assert (answer.status, answer.json()["error"], answer.headers["connection"]) == (400, "length_empty", "close")
+    assert closed
+    assert stack.vendor_calls() == []
+
+
+def test_the_fixed_length_of_the_raw_sample(stack: Stack) -> None:
+    """The raw HTTP sample says 84 whatever its body is: a longer one is cut, refused, and its rest is not run."""
+    stack.clear_vendor_calls()
+    body = json.dumps({"ssid": stack.key, "m1": "9876543210", "m2": "9876543211", "expiry_duration": -1}).encode()
+    assert len(body) > 84
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(post(body, "Content-Length: 84"))
+        first, second = wire.answer(), wire.answer()
+
+    assert first is not None
+    assert (first.status, first.json()["error"]) == (400, "body_malformed")
+    assert second is None or second.status == 400
+    assert stack.vendor_calls() == []
+
+
+@pytest.mark.parametrize("number", ["+919876543210", "09876543210"])
+def test_an_unquoted_number_that_is_not_json(stack: Stack, number: str) -> None:
+    """The samples leave `mask` unquoted; where that cannot be read, the answer says to quote it."""
+    body = b'{"ssid": "%s", "mask": %s, "expiry_duration": -1}' % (stack.key.encode(), number.encode())
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(post(body))
+        answer = wire.answer()
+
+    assert answer is not None
+    assert (answer.status, answer.json()["error"]) == (400, "body_malformed")
+    assert "quotes" in answer.json()["message"]
+    assert number not in answer.body.decode()
+
+
+ORIGIN = f"Origin: {PANEL}"
+REFUSED = {
+    "404": post(b"{}", ORIGIN, path="/api/v2/Masking/unsett"),
+    "405": f"GET {UNSET} HTTP/1.1\r\nHost: g\r\n{ORIGIN}\r\n\r\n".encode(),
+    "408 body": post(b"{", ORIGIN, "Content-Length: 100"),
+    "408 head": f"POST {UNSET} HTTP/1.1\r\nHost: g\r\n{ORIGIN}\r\n".encode(),
+    "411": post(b"", ORIGIN, length=False),
+    "413": post(b"x" * 20_000, ORIGIN),
+    "431": post(b"{}", ORIGIN, *(f"X-{number}: 1" for number in range(200))),
+    "400": post(b"zz\r\n", ORIGIN, "Transfer-Encoding: chunked"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_browser_may_read_every_refusal(stack: Stack, case: str) -> None:
+    """The panel's script is let read what went wrong, whoever in the gateway refused."""
+    with Wire(stack.host, stack.port) as wire:
+        wire.send(REFUSED[case])
+        answer = wire.answer()
+
+    assert answer is not None
+    assert str(answer.status) == case[:3]
+    assert answer.headers.get("access-control-allow-origin") == PANEL

@@ -106,6 +106,14 @@ def test_an_echoed_credential_is_removed(stack: Stack) -> None:
     assert "[removed]" in answer.text
 
 
+def test_a_dripping_answer_meets_the_total_time_out(stack: Stack) -> None:
+    """A byte now and then keeps the read time-out away; the whole call has one of its own."""
+    m1, m2 = stack.masked()
+    stack.fault(answer="one_byte", delay_ms=100)
+
+    assert_refused(stack.unset(m1=m1, m2=m2), 504, "upstream_timeout")
+
+
 def test_an_unreachable_vendor_is_told_from_a_silent_one(start) -> None:
     """Nobody listens: the call was certainly not made."""
     stack = start()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
+import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
+import trustme
+from redis import Redis as Redis_
 
 from gateway import embedded
 from tests.e2e.test_main_job import assert_refused
@@ -62,8 +68,6 @@ def test_redis_is_killed_and_comes_back(start: Callable[..., Stack]) -> None:
 
 def test_an_outcome_outlives_redis_and_the_gateway(start: Callable[..., Stack]) -> None:
     """Redis dies during the call, then the gateway is killed: the next gateway carries the outcome over."""
-    import threading
-
     stack = start()
     m1, m2 = stack.masked()
     stack.fault(answer="slow", delay_ms=500)
@@ -90,8 +94,6 @@ def test_an_outcome_outlives_redis_and_the_gateway(start: Callable[..., Stack]) 
 
 def test_a_killed_gateway_leaves_an_open_intent(start: Callable[..., Stack]) -> None:
     """Kill -9 between intent and outcome: the intent is there, and is known to be without an outcome."""
-    import threading
-
     import httpx
 
     stack = start()
@@ -293,3 +295,73 @@ def test_the_search_finds_each_record_once(start: Callable[..., Stack]) -> None:
     ]
 
     assert [record["stage"] for record in found] == ["intent", "outcome"]
+
+
+def test_redis_with_password_and_tls(start: Callable[..., Stack], tmp_path: Path) -> None:
+    """rediss:// with an authority of ours and a password by reference; a wrong password is a fault that `check` names."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    stack = start(environ={"REDIS_PASSWORD": "right"})
+    with stack.redis.client() as client:
+        client.config_set("requirepass", "right")
+    stack.gateway.stop()
+    with TlsFront(authority.issue_cert("127.0.0.1"), stack.redis.socket) as front:
+        extra = f'ca_file = "{tmp_path / "ca.pem"}"\npassword = {{ env = "REDIS_PASSWORD" }}'
+        text = (
+            stack.config.read_text()
+            .replace(stack.redis.url, f"rediss://127.0.0.1:{front.port}")
+            .replace("[redis]", f"[redis]\n{extra}")
+        )
+        stack.config.write_text(text)
+        assert stack.cli("check").stdout.strip() == "all is well"
+        wrong = stack.cli("check", environ={"REDIS_PASSWORD": "wrong"}, check=False)
+        stack.start_gateway()
+        m1, m2 = stack.masked()
+
+        assert stack.unset(m1=m1, m2=m2).status_code == 200
+        assert wrong.returncode == 1
+        assert "redis (line" in wrong.stdout
+        assert "wrong" not in wrong.stdout + wrong.stderr
+        stack.gateway.stop()
+    with Redis_(unix_socket_path=str(stack.redis.socket), password="right") as client:
+        client.config_set("requirepass", "")
+
+
+class TlsFront:
+    """Carries bytes between TLS connections and a Unix socket."""
+
+    def __init__(self, certificate: trustme.LeafCert, path: Path) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(self._context)
+        self._path = path
+        self._loop = asyncio.new_event_loop()
+
+    def __enter__(self) -> Self:
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._carry, "127.0.0.1", 0, ssl=self._context))
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0.05))
+        self._loop.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_unix_connection(str(self._path))
+        try:
+            await asyncio.gather(self._pump(reader, forth), self._pump(back, writer))
+        finally:
+            forth.close()
+            writer.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
