@@ -17,7 +17,7 @@ from gateway.admission import Policies
 from gateway.audit import Auditor
 from gateway.config import SecretReference, Settings
 from gateway.credentials import Exchange
-from gateway.endpoints import Health, Unset, describe, method_not_allowed, not_found, rate_limit_policy
+from gateway.endpoints import Fallback, Health, Unset, describe, rate_limit_policy
 from gateway.ledger.connect import connect
 from gateway.ledger.journal import Journal
 from gateway.ledger.store import RedisLedger
@@ -74,6 +74,8 @@ def create_app(
 
     health = Health({"redis": ledger.ping, "credential": credential, "journal": journal})
 
+    fallback = Fallback(settings.server.cors_origins)
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
@@ -92,7 +94,7 @@ def create_app(
             Route("/readyz", health.ready),
             Route("/openapi.json", describe(describe_api(__version__))),
         ],
-        exception_handlers={404: not_found, 405: method_not_allowed},
+        exception_handlers={404: fallback.not_found, 405: fallback.method_not_allowed},
         lifespan=lifespan,
     )
 
@@ -109,7 +111,7 @@ def make_ledger(settings: Settings, environ: Mapping[str, str], log: Logger, fol
 
     password = read_secret(settings.redis.password, environ) if settings.redis.password else None
     return RedisLedger(
-        connect(settings.redis, password),
+        connect(settings.redis, password, read_seconds=None),
         settings.upstream.account,
         writer,
         Journal(folder / "journal", writer),

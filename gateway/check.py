@@ -20,6 +20,7 @@ from gateway.model import UNSET_PATH
 from gateway.telemetry import Logger
 from gateway.vault import SecretUnreadable, open_to_others, read_secret
 
+_ANSWER_SECONDS = 3.0
 _DURABLE = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
 
 
@@ -142,7 +143,7 @@ async def _redis(settings: Settings, environ: Mapping[str, str]) -> list[Finding
         return []
     try:
         password = read_secret(settings.redis.password, environ) if settings.redis.password else None
-        connection = connect(settings.redis, password)
+        connection = connect(settings.redis, password, read_seconds=_ANSWER_SECONDS)
     except (SecretUnreadable, ValueError, OSError) as error:
         return [Finding("fault", "redis", f"cannot be connected: {type(error).__name__}")]
     try:

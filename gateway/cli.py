@@ -39,6 +39,7 @@ from gateway.vault import SecretUnreadable, read_secret
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _TAIL: Final = 20
+_READ_SECONDS: Final = 30.0
 
 
 class UsageError(Exception):
@@ -205,7 +206,7 @@ class _stream:  # noqa: N801 - read as a function where it is used
     def __init__(self, opened: Opened) -> None:
         settings = opened.settings
         password = read_secret(settings.redis.password, os.environ) if settings.redis.password else None
-        self._connection = connect(replace(settings.redis, timeout_ms=10_000), password)
+        self._connection = connect(settings.redis, password, read_seconds=_READ_SECONDS)
         self._key = Names(settings.upstream.account).audit
 
     async def __aenter__(self) -> Stream:

@@ -14,6 +14,8 @@ from typing import Any, Final, NoReturn
 
 from gateway.errors import Problem, Refusal
 
+# A word, as fields are named; a credential or a number has digits within.
+_NAME: Final = re.compile(r"[A-Za-z_]{1,32}[0-9]{0,2}")
 _UNQUOTED_NUMBER: Final = re.compile(r":\s*(?:\+\d|0\d)")
 
 
@@ -35,8 +37,8 @@ def read_document(body: bytes, bytes_max: int) -> Document:
 
 
 def shown(name: str) -> str:
-    """Return a field's name as it may stand in an answer: printable and short."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name[:40])
+    """Return a field's name as it may stand in an answer; what may be a number or a secret is not repeated."""
+    return name if _NAME.fullmatch(name) else "(not shown)"
 
 
 def _read(body: bytes, bytes_max: int) -> dict[str, Any]:

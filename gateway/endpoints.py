@@ -21,10 +21,10 @@ from gateway.model import Arrival, Meter, Outcome, Reply
 from gateway.normalisation import outcome_of
 from gateway.pipeline import Pipeline
 
-# No run of nine digits outside a UUID or a long hex id: a request id is logged as it is, a phone number never.
-_REQUEST_ID: Final = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}|(?!.*\d{9})(?!.*gk_)[A-Za-z0-9_.-]{8,64}"
-)
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.-]{8,64}")
+# A UUID or as many hex digits hold runs of digits by chance.
+_RANDOM_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}")
+_LEAKING_ID: Final = re.compile(r"(?:[0-9][_.-]*){9}|gk_")
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _CORS_METHODS: Final = b"POST, OPTIONS"
 _CORS_HEADERS: Final = b"Authorization, X-API-Key, X-Request-Id, Content-Type, traceparent"
@@ -58,7 +58,7 @@ class Unset:
                 send,
                 204,
                 [
-                    *self._cors(headers),
+                    *cors_headers(headers, self.server.cors_origins),
                     (b"access-control-allow-methods", _CORS_METHODS),
                     (b"access-control-allow-headers", _CORS_HEADERS),
                     (b"access-control-max-age", b"600"),
@@ -109,7 +109,7 @@ class Unset:
             (b"content-length", b"%d" % len(body)),
             (b"x-request-id", reply.request_id.encode()),
             (b"cache-control", b"no-store"),
-            *self._cors(headers),
+            *cors_headers(headers, self.server.cors_origins),
             *more,
         ]
         if reply.verdict is not None:
@@ -120,19 +120,6 @@ class Unset:
         if outcome.status == 401:
             answer.append((b"www-authenticate", b'Bearer realm="masking-gateway"'))
         await _send(send, outcome.status, answer, body)
-
-    def _cors(self, headers: Pairs) -> Pairs:
-        """Return what a browser needs on every answer, errors too; nothing where CORS is off."""
-        if not self.server.cors_origins:
-            return []
-        origin = _one(headers, b"origin")
-        if origin is None or origin not in self.server.cors_origins:
-            return [(b"vary", b"Origin")]
-        return [
-            (b"vary", b"Origin"),
-            (b"access-control-allow-origin", origin.encode()),
-            (b"access-control-expose-headers", _CORS_EXPOSED),
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,38 +140,58 @@ class Health:
         return JSONResponse({"status": "ok" if good else "unready", "checks": answers}, 200 if good else 503)
 
 
-async def not_found(request: Request, _: Exception) -> Response:
-    """Answer for any address there is not, in the one shape."""
-    refused = outcome_of(Refusal(Problem.not_found), request_id(request.headers.raw))
-    return _plain(request, refused)
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """Answers for what is not there, in the one shape."""
 
+    cors_origins: tuple[str, ...]
 
-async def method_not_allowed(request: Request, _: Exception) -> Response:
-    """Answer for a method an address does not take, in the one shape."""
-    return _plain(request, outcome_of(Refusal(Problem.method_not_allowed), request_id(request.headers.raw)))
+    async def not_found(self, request: Request, _: Exception) -> Response:
+        """Answer for an address there is not."""
+        return self._answer(request, Problem.not_found)
 
+    async def method_not_allowed(self, request: Request, _: Exception) -> Response:
+        """Answer for a method an address does not take."""
+        return self._answer(request, Problem.method_not_allowed)
 
-def _plain(request: Request, outcome: Outcome) -> Response:
-    media, body = _rendered(outcome, accepts_problem(request.headers.raw))
-    headers = {"X-Request-Id": outcome.body["request_id"], "Cache-Control": "no-store"}
-    return Response(body, outcome.status, headers, media.decode())
-
-
-def parser_answer(problem: Problem) -> bytes:
-    """Return the whole HTTP answer to a request that is not HTTP enough to become an arrival."""
-    identity = secrets.token_hex(16)
-    outcome = outcome_of(Refusal(problem), identity)
-    media, body = _rendered(outcome, problem_json=False)
-    phrase = HTTPStatus(outcome.status).phrase.encode()
-    return b"".join(
-        (
-            b"HTTP/1.1 %d %s\r\n" % (outcome.status, phrase),
-            b"content-type: ",
-            media,
-            b"\r\ncontent-length: %d\r\nx-request-id: %s\r\nconnection: close\r\n\r\n" % (len(body), identity.encode()),
-            body,
+    def _answer(self, request: Request, problem: Problem) -> Response:
+        headers = request.headers.raw
+        outcome = outcome_of(Refusal(problem), request_id(headers))
+        media, body = _rendered(outcome, accepts_problem(headers))
+        response = Response(
+            body, outcome.status, {"X-Request-Id": outcome.body["request_id"], "Cache-Control": "no-store"}, media.decode()
         )
-    )
+        response.raw_headers.extend(cors_headers(headers, self.cors_origins))
+        return response
+
+
+def parser_answer(problem: Problem, headers: Pairs, cors_origins: tuple[str, ...]) -> bytes:
+    """Return the whole HTTP answer to a request that is not HTTP enough to become an arrival."""
+    outcome = outcome_of(Refusal(problem), secrets.token_hex(16))
+    media, body = _rendered(outcome, problem_json=False)
+    answer = [
+        (b"content-type", media),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", outcome.body["request_id"].encode()),
+        *cors_headers(headers, cors_origins),
+        (b"connection", b"close"),
+    ]
+    status = b"HTTP/1.1 %d %s" % (outcome.status, HTTPStatus(outcome.status).phrase.encode())
+    return b"\r\n".join([status, *(name + b": " + value for name, value in answer), b"", body])
+
+
+def cors_headers(headers: Pairs, origins: tuple[str, ...]) -> Pairs:
+    """Return what a browser needs on every answer, errors too; nothing where CORS is off."""
+    if not origins:
+        return []
+    origin = _one(headers, b"origin")
+    if origin is None or origin not in origins:
+        return [(b"vary", b"Origin")]
+    return [
+        (b"vary", b"Origin"),
+        (b"access-control-allow-origin", origin.encode()),
+        (b"access-control-expose-headers", _CORS_EXPOSED),
+    ]
 
 
 def rate_limit_policy(quotas: Quotas) -> bytes:
@@ -194,9 +201,14 @@ def rate_limit_policy(quotas: Quotas) -> bytes:
 
 
 def request_id(headers: Pairs) -> str:
-    """Return the caller's `X-Request-Id` when it is well-formed, else a new one."""
+    """Return the caller's `X-Request-Id` when it is well-formed, else a new one.
+
+    It is logged as it is, so one that could hold a telephone number or a key is not taken.
+    """
     given = _one(headers, b"x-request-id")
-    return given if given is not None and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    if given is None or not _REQUEST_ID.fullmatch(given) or (_LEAKING_ID.search(given) and not _RANDOM_ID.fullmatch(given)):
+        return secrets.token_hex(16)
+    return given
 
 
 def accepts_problem(headers: Pairs) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
@@ -18,7 +19,8 @@ from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
 
 from gateway import config
@@ -28,6 +30,7 @@ from gateway.endpoints import parser_answer
 from gateway.errors import Problem
 
 CONFIG_VARIABLE: Final = "GATEWAY_CONFIG"
+_UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
 
 
@@ -41,11 +44,13 @@ class GatewayProtocol(HttpToolsProtocol):
         """Start the clock for the first request's head."""
         super().connection_made(transport)
         self._refused = False
-        self._head_bytes = 0
-        self._head_headers = 0
-        self._lengths = 0
-        self._chunked = False
+        self._answering: RequestResponseCycle | None = None
+        self._in_message = False
+        self._in_head = False
+        self._moved = False
+        self._gathered = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._begin_head()
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -57,12 +62,19 @@ class GatewayProtocol(HttpToolsProtocol):
         """Feed the parser, unless this connection was refused already."""
         if self._refused:
             return
+        if not self._in_message and b"pgrade" in data:
+            data = _without_upgrade(data)
+        self._moved = False
         super().data_received(data)
+        # The parser gathers a whole name or value before it hands it over: what does not move on is counted here.
+        self._gathered = 0 if self._moved else self._gathered + len(data)
+        if self._gathered > self.bounds.header_bytes_max:
+            self.refuse(Problem.headers_too_large)
 
     def on_message_begin(self) -> None:
         """Begin a head: count anew, and start the clock unless it runs."""
-        self._head_bytes = self._head_headers = self._lengths = 0
-        self._chunked = False
+        self._begin_head()
+        self._in_message = self._in_head = self._moved = True
         if self._head_timer is None:
             self._arm()
         super().on_message_begin()
@@ -73,40 +85,50 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count a header and note how long the body claims to be."""
+        """Count a header, and note how long the body claims to be."""
         self._head_headers += 1
         self._count(len(name) + len(value) + 4)
+        if not self._in_head:
+            return  # A trailer: it comes after the credential was read, and must not become one.
         lower = name.lower()
         if lower == b"content-length":
             self._lengths += 1
         elif lower == b"transfer-encoding":
-            self._chunked = True
+            self._encodings.append(value.strip().lower())
+        elif lower == b"host":
+            self._hosts += 1
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Let a whole head pass, or refuse a body without a length before anything is run."""
+        """Let a whole head pass, or refuse what two readers could read in two ways, before anything is run."""
         self._disarm()
+        self._in_head = False
+        self._moved = True
         if self._refused:
             return
-        if self.parser.get_method() in _WITH_BODY and not self._lengths and not self._chunked:
-            # HTTP/1.1 takes such a body to be empty (RFC 9112 §6.3); the documented C client then sends one anyway.
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1") or self._encodings not in ([], [b"chunked"]) or self.parser.should_upgrade():
+            self.refuse(Problem.http_malformed)
+        elif self._hosts > 1 or (version == "1.1" and not self._hosts):
+            self.refuse(Problem.http_malformed)  # RFC 9112 section 3.2
+        elif self.parser.get_method() in _WITH_BODY and not self._lengths and not self._encodings:
+            # HTTP/1.1 takes such a body to be empty (RFC 9112 section 6.3); the documented C client then sends one anyway.
             self.refuse(Problem.length_required)
         else:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body, unless the request was refused."""
+        self._moved = True
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """End a request, unless it was refused."""
+        self._in_message = False
+        self._moved = True
         if not self._refused:
             super().on_message_complete()
-
-    def on_response_complete(self) -> None:
-        """Count the next head anew."""
-        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the parser's words are not for callers
         """Answer what the parser refused."""
@@ -114,23 +136,31 @@ class GatewayProtocol(HttpToolsProtocol):
         self.refuse(Problem.length_empty if empty else Problem.http_malformed)
 
     def refuse(self, problem: Problem) -> None:
-        """Answer and close, once. An answer that is under way for an earlier request is not broken into."""
+        """Answer and close, once. A request that is being answered gets its own answer first, and this one none."""
         if self._refused:
             return
         self._refused = True
         self._disarm()
-        cycle = self.cycle
-        if (cycle is None or cycle.response_complete) and not self.transport.is_closing():
-            self.transport.write(parser_answer(problem))
-        if cycle is None or cycle.response_complete:
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            self.pipeline.clear()
+            if not answering.more_body:
+                answering.keep_alive = False
+                return
+            # Its own body is what was refused: nothing of it has been run.
+            answering.disconnected = True
+            answering.message_event.set()
+        if not self.transport.is_closing():
+            self.transport.write(parser_answer(problem, self.headers or [], self.bounds.cors_origins))
             self.transport.close()
-        else:
-            cycle.keep_alive = False
-            if not cycle.response_started and cycle.more_body:
-                cycle.disconnected = True
-                cycle.message_event.set()
-                self.transport.write(parser_answer(problem))
-                self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _begin_head(self) -> None:
+        self._head_bytes = self._head_headers = self._lengths = self._hosts = 0
+        self._encodings: list[bytes] = []
 
     def _count(self, count: int) -> None:
         self._head_bytes += count
@@ -147,10 +177,19 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _head_late(self) -> None:
         self._head_timer = None
-        if self._head_bytes or self._head_headers:
+        if self._in_message or self._gathered:
             self.refuse(Problem.header_timeout)
         elif not self.transport.is_closing():
             self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Return a request that no longer offers another protocol: the parser would give up its body.
+
+    Java's client offers h2c with every first request; the offer may be ignored (RFC 9110 section 7.8).
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-offered:", head) + end + rest
 
 
 def app_from_environment() -> Starlette:

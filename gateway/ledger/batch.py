@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -92,7 +93,7 @@ class Batch:
         for command, _ in batch:
             pipeline.execute_command(*command)
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with _patient(self._timeout_seconds):
                 results = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
             await self._lost(type(error).__name__, batch)
@@ -136,6 +137,21 @@ class Batch:
                 await self._reconnect()
         except (RedisError, OSError, TimeoutError):
             pass  # It is gone already; the next command opens a new one.
+
+
+@asynccontextmanager
+async def _patient(seconds: float) -> AsyncIterator[None]:
+    """Bound a wait, in two steps: a loop that is late itself first reads what has long arrived.
+
+    Timers run before sockets are read, so with one step a busy moment of ours would be taken for an outage of Redis.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as bound:
+        first = loop.call_later(seconds * 0.8, lambda: bound.reschedule(loop.time() + seconds * 0.2))
+        try:
+            yield
+        finally:
+            first.cancel()
 
 
 def _unable(result: Any) -> bool:

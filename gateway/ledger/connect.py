@@ -24,24 +24,26 @@ class Connection:
     """The client where it speaks to one server at a time; None for a cluster."""
 
     async def reconnect(self) -> None:
-        """Drop every connection: after a failover the next one asks anew who the master is."""
+        """Drop every connection: one that timed out may still get its answer, and after a failover another is master."""
         if self.single is not None:
             await self.single.connection_pool.disconnect()
+        else:
+            await self.client.aclose()  # A cluster's client opens itself again at its next command.
 
     async def aclose(self) -> None:
         """Close the client."""
         await self.client.aclose()
 
 
-def connect(settings: Settings, password: Secret | None) -> Connection:
-    """Return a client that has opened nothing yet.
+def connect(settings: Settings, password: Secret | None, *, read_seconds: float | None) -> Connection:
+    """Return a client that has opened nothing yet; `read_seconds` bounds one answer, None where the caller does.
 
     redis-py's defaults wait 5 s and try ten times; a try after a time-out can write one record twice. Here a command
     is sent once and waited for once.
     """
     seconds = settings.timeout_ms / 1000
     common: dict[str, Any] = {
-        "socket_timeout": seconds,
+        "socket_timeout": read_seconds,
         "socket_connect_timeout": seconds,
         "retry": Retry(NoBackoff(), 0),
         "username": settings.username or None,

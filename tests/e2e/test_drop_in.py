@@ -233,7 +233,9 @@ def test_an_empty_length_on_the_wire(stack: Stack, headers: tuple[str, ...]) -> 
         closed = wire.closed()
 
     assert answer is not None
-    assert (answer.status, answer.json()["error"], answer.headers["connection"]) == (400, "length_empty", "close")
+    assert (answer.status, answer.headers["connection"]) == (400, "close")
+    # With the encoding first, it is the pair that the parser refuses.
+    assert answer.json()["error"] == ("http_malformed" if headers[0].startswith("Transfer") else "length_empty")
     assert closed
     assert stack.vendor_calls() == []
 
@@ -253,7 +255,7 @@ def test_the_fixed_length_of_the_raw_sample(stack: Stack) -> None:
     assert stack.vendor_calls() == []
 
 
-@pytest.mark.parametrize("number", ["+919876543210", "09876543210"])
+@pytest.mark.parametrize("number", ["+919812345678", "09812345678"])
 def test_an_unquoted_number_that_is_not_json(stack: Stack, number: str) -> None:
     """The samples leave `mask` unquoted; where that cannot be read, the answer says to quote it."""
     body = b'{"ssid": "%s", "mask": %s, "expiry_duration": -1}' % (stack.key.encode(), number.encode())
@@ -272,7 +274,7 @@ REFUSED = {
     "404": post(b"{}", ORIGIN, path="/api/v2/Masking/unsett"),
     "405": f"GET {UNSET} HTTP/1.1\r\nHost: g\r\n{ORIGIN}\r\n\r\n".encode(),
     "408 body": post(b"{", ORIGIN, "Content-Length: 100"),
-    "408 head": f"POST {UNSET} HTTP/1.1\r\nHost: g\r\n{ORIGIN}\r\n".encode(),
+    "408 head": f"POST {UNSET} HTTP/1.1\r\nHost: g\r\n{ORIGIN}\r\nX: ".encode(),
     "411": post(b"", ORIGIN, length=False),
     "413": post(b"x" * 20_000, ORIGIN),
     "431": post(b"{}", ORIGIN, *(f"X-{number}: 1" for number in range(200))),
