@@ -52,6 +52,11 @@ def config_path(environ: Mapping[str, str]) -> Path:
     return _folder(environ) / "gateway.toml"
 
 
+def running(environ: Mapping[str, str]) -> bool:
+    """Say whether a demo is running on this state folder."""
+    return config_path(environ).exists() and embedded.answers(_folder(environ))
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Start everything, make one call, and stay until Ctrl-C, or end at once with `--once`."""
     folder = _folder(os.environ)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+_SOCKET: Final = "redis.sock"
 _START_SECONDS: Final = 10.0
 _SOCKET_PATH_MAX: Final = 103  # sun_path is 104 bytes on macOS, 108 on Linux, with the final NUL
 
@@ -78,7 +79,7 @@ def start(folder: Path) -> Embedded:
     Raises: EmbeddedError.
     """
     make_folder(folder)
-    path = folder / "redis.sock"
+    path = folder / _SOCKET
     if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
         raise EmbeddedError(
             f"the state folder's path is too long for a socket: set GATEWAY_STATE_DIR to a shorter one than {folder}"
@@ -94,6 +95,11 @@ def start(folder: Path) -> Embedded:
     if not _wait_until(lambda: _answers(path)):
         raise EmbeddedError(f"the embedded server did not start; its own words are in {folder / 'redis.log'}")
     return Embedded(f"unix://{path}", lock, path, process)
+
+
+def answers(folder: Path) -> bool:
+    """Say whether a server runs on a state folder."""
+    return _answers(folder / _SOCKET)
 
 
 def _spawn(folder: Path, path: Path) -> subprocess.Popen[bytes]:

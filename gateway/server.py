@@ -29,7 +29,6 @@ from gateway.config import Server, Settings
 from gateway.endpoints import parser_answer
 from gateway.errors import Problem
 
-CONFIG_VARIABLE: Final = "GATEWAY_CONFIG"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
 
@@ -194,7 +193,7 @@ def _without_upgrade(data: bytes) -> bytes:
 
 def app_from_environment() -> Starlette:
     """Return the application of one worker process, by the configuration file that `GATEWAY_CONFIG` names."""
-    settings = config.parse(tomllib.loads(Path(os.environ[CONFIG_VARIABLE]).read_text(encoding="utf-8")), os.environ)
+    settings = config.parse(tomllib.loads(Path(os.environ["GATEWAY_CONFIG"]).read_text(encoding="utf-8")), os.environ)
     GatewayProtocol.bounds = settings.server
     app = create_app(settings, os.environ)
     app.router.redirect_slashes = False

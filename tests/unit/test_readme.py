@@ -10,7 +10,7 @@ import pytest
 
 from gateway import config
 from gateway.audit import Record
-from gateway.cli import _parser
+from gateway.cli.main import _parser
 from gateway.errors import Problem
 
 README = Path("README.md").read_text()

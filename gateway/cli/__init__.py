@@ -1,0 +1,1 @@
+"""The command line: reads arguments, files and environment, then hands values over."""

@@ -1,0 +1,118 @@
+"""`gateway`: finds the command, runs it, and turns every expected fault into one line and a status.
+
+The line is on standard error and says the reason and the fix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from gateway import __version__, check, config, demo, embedded
+from gateway.cli.audit import add_audit
+from gateway.cli.keys import add_keys
+from gateway.cli.opened import CONFIG_VARIABLE, UsageError, config_path, has_redis, read_settings
+from gateway.config import ConfigError
+from gateway.embedded import EmbeddedError
+from gateway.errors import Refusal
+from gateway.server import BindError, bind, serve
+from gateway.telemetry import make_logger
+from gateway.vault import SecretUnreadable
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong usage or settings."""
+    words = sys.argv[1:] if words is None else list(words)
+    if words[:1] == ["sandbox"]:
+        from gateway.sandbox.__main__ import main as sandbox_main  # noqa: PLC0415 - a serving gateway never loads it
+
+        return sandbox_main(words[1:])
+    arguments = _parser().parse_args(words)
+    try:
+        status: int = arguments.run(arguments)
+        return status
+    except ConfigError as error:
+        for fault in error.faults:
+            _complain(str(fault))
+        return 2
+    except (UsageError, BindError, EmbeddedError, SecretUnreadable) as error:
+        _complain(str(error))
+        return 2
+    except Refusal as refusal:
+        _complain(
+            f"{refusal.problem.slug}: Redis does not answer ({refusal.facts.get('error', 'no reason given')}); "
+            "see `gateway check`"
+        )
+        return 1
+    except OSError as error:
+        _complain(f"{error.strerror or error}: {error.filename or 'no file'}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    settings, path = read_settings(arguments)
+    workers = arguments.workers or settings.server.workers
+    folder = embedded.state_folder(settings.server.state_dir, os.environ)
+    embedded.make_folder(folder)
+    check.start_faults(settings, os.environ)
+    listener = bind(arguments.host or settings.server.host, settings.server.port if arguments.port is None else arguments.port)
+    host, port = listener.getsockname()[:2]
+    log = make_logger(settings.log.level)
+    store = None if has_redis(settings) else embedded.start(folder)
+    try:
+        if store is not None:
+            os.environ["GATEWAY_REDIS_URL"] = store.url
+        os.environ[CONFIG_VARIABLE] = str(path)
+        check.durability(config.parse(check.document(path), os.environ), os.environ, log)
+        log.info("gateway.listening", address=f"http://{host}:{port}", workers=workers)
+        serve(settings, listener, workers)
+    finally:
+        listener.close()
+        if store is not None:
+            store.close()
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    findings = check.check(config_path(arguments), os.environ, online=not arguments.offline)
+    for finding in findings:
+        print(finding)
+    faults = [finding for finding in findings if finding.level == "fault"]
+    print(f"{len(faults)} faults, {len(findings) - len(faults)} other findings" if findings else "all is well")
+    return 1 if faults else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gateway", description="Swaps an internal credential for the vendor's.")
+    parser.add_argument("--version", action="version", version=f"gateway {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument("--config", metavar="FILE", help="settings; GATEWAY_CONFIG or config/gateway.toml if not given")
+
+    command = commands.add_parser("demo", help="start everything on this machine and make one call")
+    command.add_argument("--once", action="store_true", help="end after the call")
+    command.add_argument("--port", type=int, default=8080)
+    command.set_defaults(run=demo.run)
+
+    command = commands.add_parser("serve", parents=[configured], help="serve callers")
+    command.add_argument("--host")
+    command.add_argument("--port", type=int)
+    command.add_argument("--workers", type=int, help="processes that share the port")
+    command.set_defaults(run=_serve)
+
+    command = commands.add_parser("check", parents=[configured], help="report every fault of settings, secrets, Redis, vendor")
+    command.add_argument("--offline", action="store_true", help="ask neither Redis nor the vendor")
+    command.set_defaults(run=_check)
+
+    commands.add_parser("sandbox", help="run the vendor's stand-in alone; see `gateway sandbox --help`", add_help=False)
+    add_keys(commands.add_parser("keys", help="issue, list and revoke callers' keys"), configured)
+    add_audit(commands.add_parser("audit", help="read the audit trail"), configured)
+    return parser
+
+
+def _complain(line: str) -> None:
+    print(f"gateway: {line}", file=sys.stderr)

@@ -1,0 +1,91 @@
+"""What commands share: which settings are meant, and the ledger they name, opened for as long as a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from gateway import demo, embedded
+from gateway.app import make_ledger
+from gateway.check import load
+from gateway.config import Settings
+from gateway.ledger.store import RedisLedger
+from gateway.telemetry import make_logger
+
+CONFIG_VARIABLE: Final = "GATEWAY_CONFIG"
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done as it was asked. The message is one line: the reason and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a command works with, for as long as it runs."""
+
+    settings: Settings
+    ledger: RedisLedger
+    folder: Path
+
+
+def with_ledger(arguments: argparse.Namespace, work: Callable[[Opened], Awaitable[int]]) -> int:
+    """Run work on the ledger, on the embedded server where no Redis is configured."""
+    settings, _ = read_settings(arguments, beside_demo=True)
+    folder = embedded.state_folder(settings.server.state_dir, os.environ)
+
+    async def run() -> int:
+        async with AsyncExitStack() as stack:
+            opened = settings
+            if not has_redis(settings):
+                store = embedded.start(folder)
+                stack.callback(store.close)
+                opened = replace(settings, redis=replace(settings.redis, url=store.url))
+            # A person waits here, so a slow answer is better than none.
+            opened = replace(opened, redis=replace(opened.redis, timeout_ms=max(3000, opened.redis.timeout_ms)))
+            ledger = make_ledger(opened, os.environ, make_logger("error"), folder)
+            stack.push_async_callback(ledger.aclose)
+            return await work(Opened(opened, ledger, folder))
+
+    return asyncio.run(run())
+
+
+def read_settings(arguments: argparse.Namespace, *, beside_demo: bool = False) -> tuple[Settings, Path]:
+    """Return the settings and the file they are in. Raises: ConfigError, UsageError."""
+    path = config_path(arguments, beside_demo=beside_demo)
+    return load(path, os.environ), path
+
+
+def config_path(arguments: argparse.Namespace, *, beside_demo: bool = False) -> Path:
+    """Return the configuration file: `--config`, `GATEWAY_CONFIG`, a running demo's if allowed, `config/gateway.toml`."""
+    given = arguments.config or os.environ.get(CONFIG_VARIABLE)
+    if given:
+        return Path(given)
+    own = Path("config/gateway.toml")
+    if beside_demo and demo.running(os.environ):
+        print(f"gateway: beside the running demo, with its settings: {demo.config_path(os.environ)}", file=sys.stderr)
+        return demo.config_path(os.environ)
+    if own.exists():
+        return own
+    raise UsageError("there is no configuration: pass --config FILE, or start `gateway demo` first")
+
+
+def has_redis(settings: Settings) -> bool:
+    """Say whether a Redis is configured."""
+    return bool(settings.redis.url or settings.redis.sentinels)
+
+
+def span(text: str) -> float:
+    """Return the seconds of `30m`, `12h` or `90d`. Raises: UsageError."""
+    match = re.fullmatch(r"(\d{1,6})([smhdw])", text)
+    if match is None:
+        raise UsageError(f"'{text}' is not a span of time; write it like 30m, 12h or 90d")
+    return int(match[1]) * float(_UNITS[match[2]])
