@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -148,19 +149,19 @@ class Fallback:
 
     async def not_found(self, request: Request, _: Exception) -> Response:
         """Answer for an address there is not."""
-        return self._answer(request, Problem.not_found)
+        return self._answer(request, Problem.not_found, {})
 
-    async def method_not_allowed(self, request: Request, _: Exception) -> Response:
-        """Answer for a method an address does not take."""
-        return self._answer(request, Problem.method_not_allowed)
+    async def method_not_allowed(self, request: Request, error: Exception) -> Response:
+        """Answer for a method an address does not take, with those it takes."""
+        allowed = error.headers if isinstance(error, HTTPException) else None
+        return self._answer(request, Problem.method_not_allowed, allowed or {})
 
-    def _answer(self, request: Request, problem: Problem) -> Response:
+    def _answer(self, request: Request, problem: Problem, more: Mapping[str, str]) -> Response:
         headers = request.headers.raw
         outcome = outcome_of(Refusal(problem), request_id(headers))
         media, body = _rendered(outcome, accepts_problem(headers))
-        response = Response(
-            body, outcome.status, {"X-Request-Id": outcome.body["request_id"], "Cache-Control": "no-store"}, media.decode()
-        )
+        own = {"X-Request-Id": outcome.body["request_id"], "Cache-Control": "no-store", **more}
+        response = Response(body, outcome.status, own, media.decode())
         response.raw_headers.extend(cors_headers(headers, self.cors_origins))
         return response
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.errors import Problem
 from gateway.model import OPERATIONS, UNSET_PATH
+from gateway.validation import MINUTES_MAX
 
 
 def describe_api(version: str) -> dict[str, Any]:
@@ -106,7 +107,14 @@ def _health(name: str, meaning: str, more: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    number = {"type": ["string", "integer"], "examples": ["919876543210", "+91 98765 43210"]}
+    number = {
+        "description": "A telephone number: with + and country code, with country code, with a leading 0, or in the home format.",
+        "anyOf": [
+            {"type": "string", "pattern": r"^\+?[0-9 ().-]{3,32}$"},
+            {"type": "integer", "minimum": 100, "maximum": 999_999_999_999_999},
+        ],
+        "examples": ["919876543210", "+91 98765 43210"],
+    }
     error: dict[str, Any] = {
         "code": {"type": ["integer", "null"], "description": "The vendor's code for this fault; null where it has none."},
         "error": {"type": "string", "enum": [problem.slug for problem in Problem]},
@@ -128,8 +136,21 @@ def _schemas() -> dict[str, Any]:
                 "m1": number,
                 "m2": number,
                 "mask": number,
-                "expiry_time": {"type": ["integer", "string"], "description": "Unix seconds, or ISO 8601 with its zone."},
-                "expiry_duration": {"type": ["integer", "string"], "description": "Minutes; negative ends the masking at once."},
+                "expiry_time": {
+                    "description": "Unix seconds, or ISO 8601 with its zone.",
+                    "anyOf": [
+                        {"type": "integer", "minimum": 1, "maximum": 99_999_999_999},
+                        {"type": "string", "format": "date-time"},
+                        {"type": "string", "pattern": "^[1-9][0-9]{0,10}$"},
+                    ],
+                },
+                "expiry_duration": {
+                    "description": "Minutes; negative ends the masking at once.",
+                    "anyOf": [
+                        {"type": "integer", "minimum": -MINUTES_MAX, "maximum": MINUTES_MAX},
+                        {"type": "string", "pattern": "^[+-]?[0-9]{1,6}$"},
+                    ],
+                },
                 "ssid": {"type": "string", "description": "An internal key."},
                 "userId": {"type": "string", "description": "An internal key's id; with token."},
                 "token": {"type": "string", "description": "An internal key's secret; with userId."},

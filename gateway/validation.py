@@ -19,7 +19,8 @@ from gateway.numbers import read_number
 
 NUMBER_FIELDS: Final = ("m1", "m2", "mask")
 _TAKEN: Final = frozenset((*NUMBER_FIELDS, "expiry_time", "expiry_duration", "ssid", "userId", "token"))
-_MINUTES_MAX: Final = 10 * 366 * 24 * 60
+MINUTES_MAX: Final = 10 * 366 * 24 * 60
+"""Ten years."""
 _SECONDS: Final = range(1, 10**11)
 
 
@@ -97,11 +98,11 @@ def _duration(value: Any) -> int | None:
     minutes = _integer(value)
     if minutes is None:
         raise Refusal(Problem.expiry_duration_invalid, field="expiry_duration")
-    if abs(minutes) > _MINUTES_MAX:
+    if abs(minutes) > MINUTES_MAX:
         raise Refusal(
             Problem.expiry_duration_invalid,
             field="expiry_duration",
-            detail=f"expiry_duration is in minutes, from -{_MINUTES_MAX} to {_MINUTES_MAX} (ten years).",
+            detail=f"expiry_duration is in minutes, from -{MINUTES_MAX} to {MINUTES_MAX} (ten years).",
         )
     return minutes
 
