@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Final, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 
@@ -60,6 +60,7 @@ class _Wrong(ValueError):
     """What a reader of one value says of it."""
 
 
+WORKERS_MAX: Final = 256
 _WINDOWS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -171,7 +172,7 @@ class Server:
 
     host: str = _s("address to listen on", _text, "127.0.0.1")
     port: int = _s("port to listen on; 0 takes a free one", _between(0, 65535), 8080)
-    workers: int = _s("processes that share the port", _between(1, 256), 1)
+    workers: int = _s("processes that share the port", _between(1, WORKERS_MAX), 1)
     body_bytes_max: int = _s("longest body taken", _between(256, 1_048_576), 16_384)
     headers_max: int = _s("most headers taken", _between(8, 1000), 100)
     header_bytes_max: int = _s("longest head of a request taken", _between(1024, 1_048_576), 32_768)

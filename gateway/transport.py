@@ -48,13 +48,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; time-outs come from its `timeout` extension. Raises: httpx.TransportError."""
         timeout = request.extensions["timeout"]
-        try:
-            if self._places.locked():
-                await asyncio.wait_for(self._places.acquire(), timeout["pool"])
-            else:
-                await self._places.acquire()
-        except TimeoutError:
-            raise httpx.PoolTimeout("no free connection", request=request) from None
+        await self._place(request, timeout["pool"])
         try:
             answer = await self._open().request(
                 request.method,
@@ -64,20 +58,26 @@ class PooledTransport(httpx.AsyncBaseTransport):
                 allow_redirects=False,
                 timeout=_time_out(timeout["connect"], timeout["read"]),
             )
+            stream = _Stream(answer, request, self._places)
         except BaseException as error:
             self._places.release()
             raise _translated(error, request) from error
-        return httpx.Response(
-            answer.status,
-            headers=list(answer.raw_headers),
-            stream=_Stream(answer, request, self._places),
-            request=request,
-        )
+        return httpx.Response(answer.status, headers=list(answer.raw_headers), stream=stream, request=request)
 
     async def aclose(self) -> None:
         """Close every connection."""
         if self._session is not None:
             await self._session.close()
+
+    async def _place(self, request: httpx.Request, seconds: float) -> None:
+        if not self._places.locked():
+            await self._places.acquire()
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._places.acquire()
+        except TimeoutError:
+            raise httpx.PoolTimeout("no free connection", request=request) from None
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

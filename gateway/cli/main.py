@@ -14,7 +14,7 @@ from gateway import __version__, check, config, demo, embedded
 from gateway.cli.audit import add_audit
 from gateway.cli.keys import add_keys
 from gateway.cli.opened import CONFIG_VARIABLE, UsageError, config_path, has_redis, read_settings
-from gateway.config import ConfigError
+from gateway.config import WORKERS_MAX, ConfigError
 from gateway.embedded import EmbeddedError
 from gateway.errors import Refusal
 from gateway.server import BindError, bind, serve
@@ -55,7 +55,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     settings, path = read_settings(arguments)
-    workers = arguments.workers or settings.server.workers
+    workers = settings.server.workers if arguments.workers is None else arguments.workers
+    if not 1 <= workers <= WORKERS_MAX:
+        raise UsageError(f"--workers: must be from 1 to {WORKERS_MAX}")
     folder = embedded.state_folder(settings.server.state_dir, os.environ)
     embedded.make_folder(folder)
     check.start_faults(settings, os.environ)
@@ -101,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("serve", parents=[configured], help="serve callers")
     command.add_argument("--host")
     command.add_argument("--port", type=int)
-    command.add_argument("--workers", type=int, help="processes that share the port")
+    command.add_argument("--workers", type=int, metavar="N", help="processes that share the port")
     command.set_defaults(run=_serve)
 
     command = commands.add_parser("check", parents=[configured], help="report every fault of settings, secrets, Redis, vendor")
