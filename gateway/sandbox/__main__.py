@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
+import json
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from typing import Final
 
 import uvloop
 
 from gateway.sandbox.faults import ANSWERS, Faults, read_faults
-from gateway.sandbox.server import Config, serve
+from gateway.sandbox.server import Config
+from gateway.sandbox.wire import serve
+
+_PORT_FAULTS: Final = (errno.EADDRINUSE, errno.EACCES)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
-    arguments = _parser().parse_args(words)
+    parser = _parser()
+    arguments = parser.parse_args(words)
     try:
-        faults = read_faults({"answer": arguments.fault}) if arguments.fault else Faults()
+        faults = _switched(arguments.fault)
+    except ValueError as error:
+        parser.error(f"--fault {error}")
+    try:
         listener = socket.create_server((arguments.host, arguments.port), backlog=1024)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no such port"
-        print(f"sandbox: cannot listen on {arguments.host}:{arguments.port} ({reason}): pass --port N", file=sys.stderr)
+        print(f"sandbox: cannot listen on {arguments.host}:{arguments.port} {_why(error)}", file=sys.stderr)
         return 1
     config = Config(
         ssids=tuple(arguments.ssid or [os.environ.get("SANDBOX_SSID", "sandbox-ssid")]),
@@ -48,6 +57,33 @@ async def _run(config: Config, listener: socket.socket) -> None:
     await serve(config, listener, time.time, stop)
 
 
+def _why(error: OSError | OverflowError) -> str:
+    """Return the reason and the fix."""
+    if isinstance(error, OverflowError):
+        return "(no such port): pass --port N, at most 65535"
+    wrong = "--port N" if error.errno in _PORT_FAULTS else "--host with an address of this machine"
+    return f"({error.strerror}): pass {wrong}"
+
+
+def _switched(words: Sequence[str]) -> Faults:
+    """Read `--fault NAME` (an answer) and `--fault SWITCH=VALUE`. Raises: ValueError that names the switch."""
+    wanted = {}
+    for word in words:
+        name, given, value = word.partition("=")
+        if given:
+            wanted[name] = _value(value)
+        else:
+            wanted["answer"] = name
+    return read_faults(wanted)
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gateway sandbox",
@@ -63,7 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--suspended-ssid", action="append", default=[], help="answered with 1039")
     parser.add_argument("--pool", type=int, default=1000, help="virtual numbers; 1505 when all are in use")
     parser.add_argument("--no-record", action="store_true", help="do not keep what is received")
-    parser.add_argument("--fault", choices=sorted(ANSWERS), help="; ".join(f"{name}: {text}" for name, text in ANSWERS.items()))
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="NAME|SWITCH=VALUE",
+        help="start with an answer (" + "; ".join(f"{name}: {text}" for name, text in ANSWERS.items()) + ") "
+        "or with any other switch, such as error_status=422; may be given more than once",
+    )
     return parser
 
 

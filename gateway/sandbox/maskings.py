@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 _DEFAULT_MINUTES: Final = 1440
 _COUNTRY: Final = "91"
 _DIGITS: Final = re.compile(r"[0-9]{7,15}")
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,12}")
 
 
 class Rejected(Exception):
@@ -51,6 +53,7 @@ class Maskings:
         """`pool` virtual numbers can be in use at once."""
         self._free = [f"{default_country}80{number:08d}" for number in range(pool, 0, -1)]
         self._live: dict[str, Masking] = {}
+        self._soonest = math.inf  # No masking ends before it, so that a call need not look at each.
         self._clock = clock
         self._country = default_country
 
@@ -67,13 +70,15 @@ class Maskings:
             raise Rejected(1000)
         if m1 == m2:
             raise Rejected(1501)
-        ends_at = self._end(fields, Unknowns())
+        usual = self._clock() + _DEFAULT_MINUTES * 60
+        ends_at = self._end(fields, Unknowns(), otherwise=usual)
         if any({m1, m2} == {masking.m1, masking.m2} for masking in self._live.values()):
             raise Rejected(1503)
         if not self._free:
             raise Rejected(1505)
         mask = self._free.pop()
-        self._live[mask] = Masking(mask, m1, m2, self._clock() + _DEFAULT_MINUTES * 60 if ends_at is None else ends_at)
+        self._live[mask] = Masking(mask, m1, m2, usual)
+        self._reschedule([self._live[mask]], ends_at)
         return mask
 
     def unset(self, fields: Mapping[str, Any], unknowns: Unknowns) -> None:
@@ -84,33 +89,42 @@ class Maskings:
             raise Rejected(1000)
         if m1 is not None and m1 == m2:
             raise Rejected(1501)
-        ends_at = self._end(fields, unknowns)
-        parties = {number for number in (m1, m2) if number is not None}
-        found = [m for m in self._live.values() if mask in (None, m.mask) and parties <= {m.m1, m.m2}]
+        ends_at = self._end(fields, unknowns, otherwise=self._clock())
+        found = [
+            masking
+            for masking in self._live.values()
+            if mask in (None, masking.mask)
+            and (m1 is None or m1 in (masking.m1, masking.m2))
+            and (m2 is None or m2 in (masking.m1, masking.m2))
+        ]
         if not found:
             raise Rejected(1012)
         if len(found) > 1 and unknowns.several == "refuse":
             raise Rejected(1000)
-        if ends_at is None and fields.get("expiry_duration") == 0 and unknowns.duration_zero == "ignore":
+        self._reschedule(found, ends_at)
+
+    def _reschedule(self, maskings: list[Masking], ends_at: float | None) -> None:
+        if ends_at is None:
             return
-        for masking in found:
-            masking.ends_at = self._clock() if ends_at is None else ends_at
+        for masking in maskings:
+            masking.ends_at = ends_at
+        self._soonest = min(self._soonest, ends_at)
         self._expire()
 
-    def _end(self, fields: Mapping[str, Any], unknowns: Unknowns) -> float | None:
-        """Return when the masking is to end, by the sandbox's clock; None when nothing is said of it."""
-        minutes, instant = fields.get("expiry_duration"), fields.get("expiry_time")
-        by_duration = None if minutes is None else self._after(_integer(minutes), unknowns)
-        by_time = None if instant is None else _instant(instant)
-        first, second = (by_time, by_duration) if unknowns.both_expiry_fields == "time" else (by_duration, by_time)
-        return first if first is not None else second
-
-    def _after(self, minutes: int, unknowns: Unknowns) -> float | None:
-        if minutes == 0:
-            if unknowns.duration_zero == "refuse":
-                raise Rejected(1502)
+    def _end(self, fields: Mapping[str, Any], unknowns: Unknowns, otherwise: float) -> float | None:
+        """Return when a masking is to end, by the sandbox's clock: `otherwise` when unsaid, None to leave it as it is."""
+        # Both are read even where one decides: a bad value is refused wherever it stands.
+        minutes = None if fields.get("expiry_duration") is None else _integer(fields["expiry_duration"])
+        instant = None if fields.get("expiry_time") is None else _instant(fields["expiry_time"])
+        if minutes == 0 and unknowns.duration_zero == "refuse":
+            raise Rejected(1502)
+        if instant is not None and (minutes is None or unknowns.both_expiry_fields == "time"):
+            return instant
+        if minutes is None:
+            return otherwise
+        if minutes == 0 and unknowns.duration_zero == "ignore":
             return None
-        return self._clock() + minutes * 60 if minutes > 0 else self._clock()
+        return self._clock() + max(minutes, 0) * 60
 
     def _number(self, value: Any) -> str | None:
         """Return a number's one form: digits with country code; None when absent. Raises: Rejected 1005."""
@@ -122,27 +136,34 @@ class Maskings:
         if not _DIGITS.fullmatch(text):
             raise Rejected(1005)
         bare = text.lstrip("0")
+        if not bare:
+            raise Rejected(1005)
         if len(bare) == 10 and not str(value).strip().startswith("+"):
             bare = self._country + bare
         return bare
 
     def _expire(self) -> None:
         now = self._clock()
+        if now < self._soonest:
+            return
         for mask in [mask for mask, masking in self._live.items() if masking.ends_at <= now]:
             del self._live[mask]
             self._free.append(mask)
+        self._soonest = min((masking.ends_at for masking in self._live.values()), default=math.inf)
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"[+-]?\d{1,12}", str(value).strip()):
+    if isinstance(value, bool) or not isinstance(value, int | str) or not _WHOLE.fullmatch(str(value).strip()):
         raise Rejected(1502)
     return int(value)
 
 
 def _instant(value: Any) -> float:
-    if isinstance(value, str) and not re.fullmatch(r"\s*\d{1,12}\s*", value):
-        try:
-            return datetime.fromisoformat(value).timestamp()
-        except ValueError:
-            raise Rejected(1502) from None
-    return float(_integer(value))
+    """Read Unix seconds or ISO 8601; a time without a zone is UTC, so that the machine's zone decides nothing."""
+    if not isinstance(value, str) or _WHOLE.fullmatch(value.strip()):
+        return float(_integer(value))
+    try:
+        read = datetime.fromisoformat(value.strip())
+    except ValueError:
+        raise Rejected(1502) from None
+    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()

@@ -1,41 +1,30 @@
-"""The sandbox over HTTP/1.1, on the bare parser: answers are written byte by byte, the faulty ones too."""
+"""The stand-in itself: what each request is answered with, and the addresses by which a test steers it.
+
+It speaks ASGI, for use within a process; `wire` puts it on a socket, where the faults of a connection can really happen.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import struct
+import math
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import httptools
+from typing import Any, Final, NoReturn
 
 from gateway.sandbox import contract
-from gateway.sandbox.contract import SET_PATH, SUCCESS, UNSET_PATH
-from gateway.sandbox.faults import Faults, read_faults
+from gateway.sandbox.contract import SET_PATH, SUCCESS, UNSET_PATH, Answer, json_answer
+from gateway.sandbox.faults import DELIVERIES, ELSEWHERE, SILENT, Faults, read_faults, replaced
 from gateway.sandbox.maskings import Maskings, Rejected
 
-_JSON: Final = "application/json; charset=utf-8"
-_HTML: Final = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
-_PHRASES: Final = {
-    200: "OK",
-    204: "No Content",
-    302: "Found",
-    400: "Bad Request",
-    401: "Unauthorized",
-    404: "Not Found",
-    409: "Conflict",
-    422: "Unprocessable Entity",
-    429: "Too Many Requests",
-    500: "Internal Server Error",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
-}
-_RECORDED_MAX: Final = 100_000
-_SUCCESS_ANSWER: Final = contract.head(200, "OK", len(SUCCESS), _JSON, (f"ETag: {contract.etag(SUCCESS)}",)) + SUCCESS
+_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_DONE: Final = Answer(204)
+_OF_SET: Final = frozenset((1504, 1505))
+"""Codes that only `set` has a cause for, so that forcing one of them forces it there too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +42,8 @@ class Config:
     """Virtual numbers."""
     record: bool = True
     """Whether received calls are kept for reading."""
+    recorded_max: int = 100_000
+    """How many are kept; the oldest go first."""
     faults: Faults = field(default_factory=Faults)
 
 
@@ -62,12 +53,15 @@ class Request:
 
     method: str
     path: str
+    """With its query."""
     headers: list[tuple[str, str]]
     body: bytes
+    keep_alive: bool = True
+    """Whether the caller wants the connection kept."""
 
 
 class Sandbox:
-    """The state behind every connection."""
+    """The state behind every connection, and an ASGI application."""
 
     def __init__(self, config: Config, clock: Callable[[], float]) -> None:
         self._config = config
@@ -75,49 +69,56 @@ class Sandbox:
         self._ahead = 0.0
         self.faults = config.faults
         self._maskings = Maskings(config.pool, self._now)
-        self._calls: deque[dict[str, Any]] = deque(maxlen=_RECORDED_MAX)
+        self._calls: deque[dict[str, Any]] = deque(maxlen=config.recorded_max)
         self._sequence = 0
 
-    def answer(self, request: Request) -> tuple[bytes, Faults | None]:
-        """Return the right answer, and the switches that spoil it (None: nothing does)."""
+    def answer(self, request: Request) -> tuple[Answer, Faults | None]:
+        """Return the answer, and the switches by which its delivery fails (None: it does not)."""
         path = request.path.partition("?")[0]
         if path in (UNSET_PATH, SET_PATH):
-            if request.method == "OPTIONS":
-                return contract.head(204, "No Content", None, _JSON), None
             if request.method == "POST":
                 return self._call(path, request)
-        return self._control(path, request), None
+            if request.method == "OPTIONS":
+                return _DONE, None
+            return json_answer(405, {"error": f"{path} takes POST"}, more=(("Allow", "POST, OPTIONS"),)), None
+        try:
+            return self._control(path, request), None
+        except ValueError as error:
+            return json_answer(400, {"error": str(error)}), None
 
-    def _call(self, path: str, request: Request) -> tuple[bytes, Faults | None]:
-        # The switches are for unset, the call under test; a set only prepares it, except for codes of its own.
-        faults = self.faults if path == UNSET_PATH or self.faults.force_code in (1504, 1505) else Faults()
-        if faults is self.faults:
-            self.faults = faults.spent()
-        code: int | None = None
-        body = SUCCESS
+    def _call(self, path: str, request: Request) -> tuple[Answer, Faults | None]:
+        faults = self._switches(path)
         acted = False
+        answer = SUCCESS
         try:
             fields = self._fields(request)
             if faults.force_code is not None:
-                code = faults.force_code
-            elif faults.acts:
-                body = self._act(path, fields, faults)
+                raise Rejected(faults.force_code)  # noqa: TRY301 - refused as by its real cause
+            if faults.acts:
+                answer = self._act(path, fields, faults)
                 acted = True
         except Rejected as rejected:
-            code = rejected.code
-        if code is not None:
-            body = contract.error_body(code, faults.error_shape)
-        status = 200 if code is None else faults.error_status
-        self._record(request, code, status, acted=acted)
-        answer = _SUCCESS_ANSWER if body is SUCCESS and status == 200 else _json_answer(status, body)
-        return answer, faults if faults.answer is not None else None
+            answer = contract.error(rejected.code, faults.error_status, faults.error_shape)
+        if faults.answer is not None:
+            answer = replaced(faults.answer, answer, request.body)
+        self._record(request, answer, acted=acted, silent=faults.answer in SILENT)
+        return answer, faults if faults.answer in DELIVERIES else None
 
-    def _act(self, path: str, fields: dict[str, Any], faults: Faults) -> bytes:
+    def _switches(self, path: str) -> Faults:
+        """Return the switches that hold for this call, and count it against `times`."""
+        faults = self.faults
+        if path == UNSET_PATH or faults.force_code in _OF_SET:
+            self.faults = faults.spent()
+            return faults
+        # A set prepares the call under test: it is not spoiled, but its errors look as this host's errors do.
+        return Faults(error_status=faults.error_status, error_shape=faults.error_shape)
+
+    def _act(self, path: str, fields: dict[str, Any], faults: Faults) -> Answer:
         if path == UNSET_PATH:
             self._maskings.unset(fields, faults.unknowns)
             return SUCCESS
         mask = self._maskings.set(fields)
-        return contract.dump({"status": "success", "message": "Your masking set", "mask": mask})
+        return json_answer(200, {"status": "success", "message": "Your masking set", "mask": mask})
 
     def _fields(self, request: Request) -> dict[str, Any]:
         """Read the body whatever its content type, and check the credential. Raises: Rejected."""
@@ -125,19 +126,20 @@ class Sandbox:
         if fields is None:
             raise Rejected(1047)
         ssid, user_id, token = (fields.get(name) for name in ("ssid", "userId", "token"))
-        if (ssid is not None and (user_id or token)) or (ssid is None and not (user_id and token)):
+        if (ssid and (user_id or token)) or not (ssid or (user_id and token)):
             raise Rejected(1000)
-        if ssid in self._config.read_only_ssids:
+        if not ssid:
+            if (user_id, token) != (self._config.user_id, self._config.token):
+                raise Rejected(1014)
+        elif ssid in self._config.read_only_ssids:
             raise Rejected(1015)
-        if ssid in self._config.suspended_ssids:
+        elif ssid in self._config.suspended_ssids:
             raise Rejected(1039)
-        if ssid is not None and ssid not in self._config.ssids:
-            raise Rejected(1014)
-        if ssid is None and (user_id, token) != (self._config.user_id, self._config.token):
+        elif ssid not in self._config.ssids:
             raise Rejected(1014)
         return fields
 
-    def _record(self, request: Request, code: int | None, status: int, *, acted: bool) -> None:
+    def _record(self, request: Request, answer: Answer, *, acted: bool, silent: bool = False) -> None:
         if not self._config.record:
             return
         self._sequence += 1
@@ -148,195 +150,104 @@ class Sandbox:
                 "path": request.path,
                 "headers": request.headers,
                 "body": request.body.decode("utf-8", errors="replace"),
-                "answered_code": code,
-                "answered_status": status,
+                "answered_code": None if silent else answer.code,
+                "answered_status": None if silent else answer.status,
                 "acted": acted,
             }
         )
 
-    def _control(self, path: str, request: Request) -> bytes:
-        """Answer the sandbox's own addresses: what it received, its switches, its clock."""
-        what = (request.method, path)
-        if what == ("GET", "/_sandbox/calls"):
-            return _json_answer(200, contract.dump(list(self._calls)))
-        if what == ("DELETE", "/_sandbox/calls"):
-            self._calls.clear()
-        elif what == ("GET", "/_sandbox/maskings"):
-            return _json_answer(200, contract.dump(self._maskings.listed()))
-        elif what == ("POST", "/_sandbox/faults"):
-            try:
-                self.faults = read_faults(json.loads(request.body))
-            except (ValueError, TypeError, AttributeError) as error:
-                return _json_answer(400, contract.dump({"error": str(error)}))
-        elif what == ("DELETE", "/_sandbox/faults"):
-            self.faults = Faults()
-        elif what == ("POST", "/_sandbox/clock"):
-            self._ahead += float(json.loads(request.body)["advance_seconds"])
-        else:
-            return _json_answer(404, contract.dump({"error": "there is nothing here"}))
-        return contract.head(204, "No Content", None, _JSON)
+    def _control(self, path: str, request: Request) -> Answer:
+        """Answer the sandbox's own addresses. Raises: ValueError that says what is wrong with the request."""
+        match request.method, path:
+            case "GET", "/_sandbox/calls":
+                return json_answer(200, list(self._calls))
+            case "DELETE", "/_sandbox/calls":
+                self._calls.clear()
+            case "GET", "/_sandbox/maskings":
+                return json_answer(200, self._maskings.listed())
+            case "GET", "/_sandbox/faults":
+                return json_answer(200, self.faults.told())
+            case "POST", "/_sandbox/faults":
+                self.faults = read_faults(_wanted(request.body))
+            case "DELETE", "/_sandbox/faults":
+                self.faults = Faults()
+            case "POST", "/_sandbox/clock":
+                self._ahead += _seconds(_wanted(request.body))
+            case _, address if address == ELSEWHERE:
+                answer = json_answer(200, {"message": "a redirect was followed"})
+                self._record(request, answer, acted=False)
+                return answer
+            case _:
+                return json_answer(404, {"error": "there is nothing here"})
+        return _DONE
 
     def _now(self) -> float:
         return self._wall() + self._ahead
 
-
-class Connection(asyncio.Protocol):
-    """One connection; requests are answered one after the other."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
-        self._parser = httptools.HttpRequestParser(self)
-        self._waiting: deque[Request] = deque()
-        self._task: asyncio.Task[None] | None = None
-        self._request = Request("", "", [], b"")
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream, always
-        """Keep the transport."""
-        self._transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
-        """Give up what is being answered."""
-        if self._task is not None:
-            self._task.cancel()
-
-    def data_received(self, data: bytes) -> None:
-        """Feed the parser; what it refuses gets the bare answer real servers give."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
-            self._transport.close()
-
-    def on_message_begin(self) -> None:
-        """Begin a request."""
-        self._request = Request("", "", [], b"")
-
-    def on_url(self, url: bytes) -> None:
-        """Take the address."""
-        self._request.path += url.decode("latin-1")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, as it was written."""
-        self._request.headers.append((name.decode("latin-1"), value.decode("latin-1")))
-
-    def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
-        self._request.body += body
-
-    def on_message_complete(self) -> None:
-        """Answer, or queue behind the answer under way."""
-        self._request.method = self._parser.get_method().decode()
-        if self._task is not None:
-            self._waiting.append(self._request)
+    async def __call__(self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
+        """Serve one ASGI scope. Raises: ConnectionError for a fault that only a socket can have."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
             return
-        answer, faults = self._sandbox.answer(self._request)
-        if faults is None:
-            self._write(answer)
-        else:
-            self._task = asyncio.ensure_future(self._spoil(self._request, answer, faults))
+        request = await _received(scope, receive)
+        answer, faults = self.answer(request)
+        if faults is not None:
+            if faults.answer != "slow":
+                raise ConnectionError(f"{faults.answer} happens on a socket only: run python -m gateway.sandbox")
+            await asyncio.sleep(faults.delay_ms / 1000)
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers()]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else answer.body})
 
-    async def _spoil(self, request: Request, answer: bytes, faults: Faults) -> None:
-        async for part in _spoiled(request, answer, faults):
-            if part is None:
-                self._reset()
-                return
-            self._write(part)
-        if faults.answer in ("close", "cut"):
-            self._transport.close()
+
+def create_app(config: Config, clock: Callable[[], float] = time.time) -> Sandbox:
+    """Return the sandbox as an ASGI application; `clock` gives Unix seconds."""
+    return Sandbox(config, clock)
+
+
+async def _received(scope: MutableMapping[str, Any], receive: _Receive) -> Request:
+    path = scope["path"] + (f"?{scope['query_string'].decode('latin-1')}" if scope.get("query_string") else "")
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+    request = Request(scope["method"], path, headers, b"")
+    more = True
+    while more:
+        message = await receive()
+        request.body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return request
+
+
+async def _live(receive: _Receive, send: _Send) -> None:
+    """Say yes to start-up and shutdown: there is nothing to open."""
+    while True:
+        told = (await receive())["type"]
+        await send({"type": f"{told}.complete"})
+        if told == "lifespan.shutdown":
             return
-        self._task = None
-        while self._waiting and self._task is None:
-            self._request = self._waiting.popleft()
-            self.on_message_complete()
-
-    def _write(self, data: bytes) -> None:
-        self._transport.write(data)
-
-    def _reset(self) -> None:
-        """Close with a TCP reset: a linger time of zero makes the kernel send one."""
-        peer = self._transport.get_extra_info("socket")
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.abort()
 
 
-async def _spoiled(request: Request, answer: bytes, faults: Faults) -> AsyncIterator[bytes | None]:  # noqa: C901 - a table of cases
-    """Yield the parts of a faulty answer; None stands for a reset."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    head += b"\r\n\r\n"
-    delay = faults.delay_ms / 1000
-    match faults.answer:
-        case "slow":
-            await asyncio.sleep(delay)
-            yield answer
-        case "one_byte":
-            for position in range(len(answer)):
-                yield answer[position : position + 1]
-                await asyncio.sleep(delay)
-        case "stalled":
-            yield head
-            await asyncio.Event().wait()
-        case "stall_before":
-            await asyncio.Event().wait()
-        case "cut":
-            yield head + body[: len(body) // 2]
-        case "reset":
-            yield head + body[: len(body) // 2]
-            await asyncio.sleep(0.02)
-            yield None
-        case "huge":
-            total = 10 * 1024 * 1024
-            yield contract.head(200, "OK", total, _JSON) + b'{"status":"success","message":"'
-            for _ in range(160):
-                yield b"x" * 65_536
-                await asyncio.sleep(0)
-        case "close":
-            return
-        case name:
-            yield _whole(name, request, body)
+def _wanted(body: bytes) -> dict[str, Any]:
+    value = _object(body)
+    if value is None:
+        raise ValueError("the body must be a JSON object")
+    return value
 
 
-def _whole(name: str | None, request: Request, body: bytes) -> bytes:
-    """Return a faulty answer that is sent in one piece."""
-    error = {"status": "error", "message": contract.TEXTS[1012], "code": 1012}
-    bodies: dict[str | None, tuple[int, bytes]] = {
-        "html_200": (200, _HTML),
-        "html_502": (502, _HTML),
-        "empty": (200, b""),
-        "truncated": (200, body[: len(body) // 2]),
-        "wrong_charset": (200, '{"status":"error","message":"é","code":1012}'.encode("latin-1")),
-        "echo": (200, contract.dump({**error, "message": request.body.decode("utf-8", errors="replace")})),
-        "success_with_code": (200, contract.dump({"status": "success", "code": 200, "message": "Your masking unset"})),
-        "success_500": (500, SUCCESS),
-        "code_text": (200, contract.dump({**error, "code": "1012"})),
-        "no_code": (200, contract.dump({"status": "error", "message": "No"})),
-        "array": (200, b"[]"),
-        "status_429": (429, b"slow down"),
-        "redirect": (302, b""),
-    }
-    status, spoiled = bodies[name]
-    more = {"status_429": ("Retry-After: 7",), "redirect": ("Location: /_sandbox/elsewhere",)}.get(name or "", ())
-    media = "text/html" if spoiled is _HTML else _JSON
-    return contract.head(status, _PHRASES[status], len(spoiled), media, more) + spoiled
-
-
-def _json_answer(status: int, body: bytes) -> bytes:
-    phrase = _PHRASES.get(status, "Status")
-    return contract.head(status, phrase, len(body), _JSON, (f"ETag: {contract.etag(body)}",)) + body
+def _seconds(wanted: dict[str, Any]) -> float:
+    value = wanted.get("advance_seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("advance_seconds: must be a number")
+    return float(value)
 
 
 def _object(body: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(body)
+        value = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-async def serve(config: Config, listener: socket.socket, clock: Callable[[], float], stop: asyncio.Event) -> None:
-    """Serve on a bound socket until `stop` is set."""
-    sandbox = Sandbox(config, clock)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(sandbox), sock=listener)
-    async with server:
-        host, port = listener.getsockname()[:2]
-        print(f"sandbox listening on http://{host}:{port}", flush=True)
-        await stop.wait()
+def _refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python reads and no other JSON parser does."""
+    raise ValueError(name)
