@@ -14,7 +14,7 @@ from typing import Final
 
 from gateway.app import read_pseudonym_key
 from gateway.cli.opened import Opened, UsageError, span, with_ledger
-from gateway.ledger.connect import connect
+from gateway.ledger.connect import opened as opened_client
 from gateway.ledger.store import Names
 from gateway.numbers import Pseudonyms, read_number
 from gateway.trail.search import Query, Row, Stream
@@ -83,11 +83,8 @@ async def _stream(opened: Opened) -> AsyncIterator[Stream]:
     """Open a connection to the audit stream, without the short time-outs of the hot path."""
     settings = opened.settings
     password = read_secret(settings.redis.password, os.environ) if settings.redis.password else None
-    connection = connect(settings.redis, password, read_seconds=_READ_SECONDS)
-    try:
-        yield Stream(connection.client, Names(settings.upstream.account).audit)
-    finally:
-        await connection.aclose()
+    async with opened_client(settings.redis, password, read_seconds=_READ_SECONDS) as client:
+        yield Stream(client, Names(settings.upstream.account).audit)
 
 
 def _query(arguments: argparse.Namespace, opened: Opened) -> Query:

@@ -51,7 +51,7 @@ def with_ledger(arguments: argparse.Namespace, work: Callable[[Opened], Awaitabl
                 opened = replace(settings, redis=replace(settings.redis, url=store.url))
             # A person waits here, so a slow answer is better than none.
             opened = replace(opened, redis=replace(opened.redis, timeout_ms=max(3000, opened.redis.timeout_ms)))
-            ledger = make_ledger(opened, os.environ, make_logger("error"), folder)
+            ledger = make_ledger(opened, os.environ, make_logger("silent"), folder)
             stack.push_async_callback(ledger.aclose)
             return await work(Opened(opened, ledger, folder))
 

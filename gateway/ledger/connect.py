@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,8 +12,10 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from gateway.config import Redis as Settings
+from gateway.errors import Problem, Refusal
 from gateway.model import Secret
 
 
@@ -67,6 +71,19 @@ def connect(settings: Settings, password: Secret | None, *, read_seconds: float 
         return Connection(master, master)
     single: Redis = Redis.from_url(settings.url, **common, **tls)
     return Connection(single, single)
+
+
+@asynccontextmanager
+async def opened(settings: Settings, password: Secret | None, *, read_seconds: float) -> AsyncIterator[Any]:
+    """Open a client for a command. Raises: Refusal `ledger_unavailable` in place of redis-py's errors."""
+    connection = connect(settings, password, read_seconds=read_seconds)
+    try:
+        yield connection.client
+    except (RedisError, OSError) as error:
+        # Its text may hold the address and the user.
+        raise Refusal(Problem.ledger_unavailable, error=type(error).__name__) from None
+    finally:
+        await connection.aclose()
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

@@ -167,6 +167,19 @@ def test_check_asks_redis_and_the_vendor(start: Callable[..., Stack]) -> None:
     assert "audit.pseudonym_key (line" in offline.stdout
 
 
+def test_a_command_without_redis_says_so_in_one_line(start: Callable[..., Stack]) -> None:
+    """No traceback and no address with a user in it: the reason, and where to look."""
+    stack = start()
+    stack.redis.kill()
+    for words in (("audit", "tail"), ("audit", "search", "--json"), ("keys", "list"), ("keys", "issue", "crm", "--json")):
+        done = stack.cli(*words, check=False)
+
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert "Redis does not answer" in done.stderr
+
+
 def test_keys_are_shown_once_and_listed_without_secret(stack: Stack) -> None:
     """The table names state and scopes; the secret stands in no later output and in no Redis key."""
     _, key_id, secret = stack.issue("archive", "--scope", "end", "--expires", "90d", "--note", "ticket [red]4711[/red]")
