@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import phonenumbers
+
 _DEFAULT_MINUTES: Final = 1440
 _COUNTRY: Final = "91"
-_DIGITS: Final = re.compile(r"[0-9]{7,15}")
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,12}")
 
 
@@ -132,15 +133,14 @@ class Maskings:
             return None
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise Rejected(1005)
-        text = re.sub(r"[ ().+\-]", "", str(value))
-        if not _DIGITS.fullmatch(text):
+        # The vendor's rules are not documented: the public numbering plans are, so it is as strict as those.
+        try:
+            number = phonenumbers.parse(str(value), phonenumbers.region_code_for_country_code(int(self._country)))
+        except phonenumbers.NumberParseException:
+            raise Rejected(1005) from None
+        if phonenumbers.is_possible_number_with_reason(number) != phonenumbers.ValidationResult.IS_POSSIBLE:
             raise Rejected(1005)
-        bare = text.lstrip("0")
-        if not bare:
-            raise Rejected(1005)
-        if len(bare) == 10 and not str(value).strip().startswith("+"):
-            bare = self._country + bare
-        return bare
+        return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)[1:]
 
     def _expire(self) -> None:
         now = self._clock()

@@ -86,7 +86,7 @@ def test_an_error_has_the_documented_shape_and_its_own_etag(vendor: Vendor) -> N
         ({"m1": "", "mask": None}, 1000),
         ({"m1": "12"}, 1005),
         ({"m1": "not a number"}, 1005),
-        ({"m1": "0000000000"}, 1005),
+        ({"m1": "0000"}, 1005),
         ({"m1": True}, 1005),
         ({"m1": A, "m2": "+91 90000 00001"}, 1501),
         ({"m1": A, "m2": "0" + A}, 1501),
