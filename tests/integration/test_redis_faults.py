@@ -193,7 +193,7 @@ def test_a_cluster(start: Callable[..., Stack], tmp_path: Path) -> None:
             text = (
                 stack.config.read_text()
                 .replace(stack.redis.url, f"redis://127.0.0.1:{port}")
-                .replace("[redis]", "[redis]\ncluster = true")
+                .replace("[redis]", "[redis]\ntimeout_ms = 3000\ncluster = true")
             )
             stack.config.write_text(text)
             stack.key, *_ = stack.issue("crm")
