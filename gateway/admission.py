@@ -26,8 +26,12 @@ class Policies:
         return (
             _charge("caller", f"{base}caller:{call.caller.principal}", self.quotas.caller),
             *(_charge("number", f"{base}number:{self.pseudonyms.of(e164)}", self.quotas.number) for e164 in sorted(numbers)),
-            _charge("account", f"{base}account", self.quotas.account),
+            *self.account_charge(),
         )
+
+    def account_charge(self) -> tuple[Charge, ...]:
+        """Return the charge of one more request to the vendor for a call that paid for everything else."""
+        return (_charge("account", f"gw:{{{self.account}}}:quota:account", self.quotas.account),)
 
 
 def refuse_unless_admitted(verdict: Verdict) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -15,22 +17,33 @@ from starlette.routing import Route
 from gateway import __version__, embedded
 from gateway.admission import Policies
 from gateway.audit import Auditor
-from gateway.config import SecretReference, Settings
+from gateway.authentication import Authenticator
+from gateway.config import Issuer, SecretReference, Settings
 from gateway.credentials import Exchange
-from gateway.endpoints import Fallback, Health, Unset, describe, rate_limit_policy
-from gateway.ledger.connect import connect
+from gateway.endpoints import Check, Fallback, Health, Unset, describe, rate_limit_policy
+from gateway.identities import Identities
+from gateway.jwks import Jwks, JwksSettings
+from gateway.keys import KeyEntry, KeyVersion
+from gateway.ledger.connect import Connection, connect
 from gateway.ledger.journal import Journal
+from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import RedisLedger
-from gateway.model import UNSET_PATH, Secret
+from gateway.metrics import Metrics
+from gateway.model import SLOTS, UNSET_PATH, Secret
 from gateway.numbers import Pseudonyms
 from gateway.openapi import describe_api
-from gateway.pipeline import Pipeline
+from gateway.pipeline import Account, Pipeline
+from gateway.proving import Prover
+from gateway.routing import Router
+from gateway.slots import Slots
 from gateway.telemetry import Logger, LogObserver, make_logger
+from gateway.tokens import IssuerRules
 from gateway.upstream import HttpUpstream
 from gateway.validation import Validator
-from gateway.vault import FileVault, SecretUnreadable, make_secret_file, read_secret
+from gateway.vault import SecretUnreadable, Vault, make_secret_file, read_secret
 
 _PSEUDONYM_KEY_MIN = 32
+_JWKS_SECONDS = 5.0
 
 
 def create_app(
@@ -49,49 +62,65 @@ def create_app(
     folder = embedded.state_folder(settings.server.state_dir, environ)
     pseudonym_key = read_pseudonym_key(settings, environ, folder)
     pseudonyms = Pseudonyms(pseudonym_key, settings.audit.pseudonym_key_id)
-    account = settings.upstream.account
-    vault = FileVault(settings.upstream.credential, environ, pseudonym_key)
-    ledger = make_ledger(settings, environ, log, folder)
-    upstream = HttpUpstream(settings.upstream)
+    ledgers = {name: make_ledger(settings, name, environ, log, folder) for name in settings.accounts}
+    vaults = {name: make_vault(settings, name, environ, pseudonym_key, log) for name in settings.accounts}
+    upstreams = {name: HttpUpstream(settings.upstream, account.brand) for name, account in settings.accounts.items()}
+    accounts = {
+        name: make_account(settings, name, pseudonyms, ledgers[name], vaults[name], upstreams[name]) for name in settings.accounts
+    }
+    identities = Identities(
+        registry=make_registry(settings, environ),
+        jwks=Jwks({name: _jwks(issuer) for name, issuer in settings.issuers.items()}, partial(_issuer_changed, log)),
+        settings=settings.keys,
+        clock=clock,
+        warn=partial(_key_ends, log),
+    )
     pipeline = Pipeline(
         body_bytes_max=settings.server.body_bytes_max,
+        identities=identities,
+        authenticator=make_authenticator(settings),
+        router=Router({name: account.services for name, account in settings.accounts.items()}),
         validator=Validator(settings.validation),
-        policies=Policies(settings.quotas, account, pseudonyms),
-        auditor=Auditor(account, pseudonyms),
-        ledger=ledger,
-        vault=vault,
+        accounts=accounts,
         exchange=Exchange(settings.upstream.number_format),
-        upstream=upstream,
         observer=LogObserver(log),
         clock=clock,
+        now=time.monotonic,
     )
-
-    async def credential() -> None:
-        vault.ping()
-
-    async def journal() -> None:
-        ledger.journal.ping()
-
-    health = Health({"redis": ledger.ping, "credential": credential, "journal": journal})
-
-    fallback = Fallback(settings.server.cors_origins)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await ledger.open()
-            # Closed last: what the calls in flight leave behind still has to be written.
-            stack.push_async_callback(ledger.aclose)
-            stack.push_async_callback(upstream.aclose)
-            log.info("gateway.opened", version=__version__, account=account, writer=ledger.writer)
+            for ledger in ledgers.values():
+                await ledger.open()
+                # Closed last: what the calls in flight leave behind still has to be written.
+                stack.push_async_callback(ledger.aclose)
+            await identities.open()
+            stack.push_async_callback(identities.aclose)
+            for upstream in upstreams.values():
+                stack.push_async_callback(upstream.aclose)
+            group = [vault.watch() for vault in vaults.values()]
+            group += [
+                make_prover(settings, name, account).watch(settings.upstream.probe_seconds, pipeline.observer)
+                for name, account in accounts.items()
+            ]
+            group += [identities.registry.count_for_ever(), identities.warn_for_ever()]
+            for work in group:
+                stack.callback(asyncio.create_task(work).cancel)
+            writers = {name: ledger.writer for name, ledger in ledgers.items()}
+            log.info("gateway.opened", version=__version__, writers=writers)
             yield
-            log.info("gateway.closing", writer=ledger.writer)
+            log.info("gateway.closing", writers=writers)
 
+    fallback = Fallback(settings.server.cors_origins)
+    unset = Unset(pipeline, settings.server, rate_limit_policy(settings.quotas), clock)
+    health = _health(accounts, ledgers, vaults, identities)
     return Starlette(
         routes=[
-            Route(UNSET_PATH, Unset(pipeline, settings.server, rate_limit_policy(settings.quotas), clock)),
+            Route(UNSET_PATH, unset),
             Route("/livez", health.live),
             Route("/readyz", health.ready),
+            Route("/metrics", Metrics(identities, accounts, settings.server.metrics_networks, clock).answer),
             Route("/openapi.json", describe(describe_api(__version__))),
         ],
         exception_handlers={404: fallback.not_found, 405: fallback.method_not_allowed},
@@ -99,25 +128,63 @@ def create_app(
     )
 
 
-def make_ledger(settings: Settings, environ: Mapping[str, str], log: Logger, folder: Path) -> RedisLedger:
-    """Return the ledger of one process. Raises: SecretUnreadable, OSError."""
-    writer = f"{socket.gethostname()[:24]}-{secrets.token_hex(4)}"
+def make_account(
+    settings: Settings, name: str, pseudonyms: Pseudonyms, ledger: RedisLedger, vault: Vault, upstream: HttpUpstream
+) -> Account:
+    """Return everything of one vendor account."""
+    return Account(
+        policies=Policies(settings.quotas, name, pseudonyms),
+        auditor=Auditor(name, pseudonyms),
+        ledger=ledger,
+        vault=vault,
+        slots=Slots(settings.upstream.rejections_to_switch),
+        upstream=upstream,
+    )
+
+
+def make_prover(settings: Settings, name: str, account: Account) -> Prover:
+    """Return what proves the credentials of one vendor account."""
+    return Prover(name, account, Exchange(settings.upstream.number_format), time.time, lambda: secrets.token_hex(16))
+
+
+def make_authenticator(settings: Settings) -> Authenticator:
+    """Return what tells who is calling."""
+    rules = {
+        issuer.issuer: IssuerRules(
+            name, issuer.issuer, issuer.audience, issuer.algorithms, issuer.leeway_seconds, issuer.lifetime_seconds_max
+        )
+        for name, issuer in settings.issuers.items()
+    }
+    workloads = {(workload.issuer, workload.subject): (name, workload) for name, workload in settings.workloads.items()}
+    return Authenticator(rules, workloads, settings.keys.signature_seconds)
+
+
+def make_ledger(settings: Settings, account: str, environ: Mapping[str, str], log: Logger, folder: Path) -> RedisLedger:
+    """Return one account's ledger of one process. Raises: SecretUnreadable, OSError."""
+    writer = _writer()
 
     def changed(up: bool, why: str) -> None:
         if up:
-            log.warning("ledger.recovered", writer=writer)
+            log.warning("ledger.recovered", account=account, writer=writer)
         else:
-            log.error("ledger.lost", writer=writer, why=why)
+            log.error("ledger.lost", account=account, writer=writer, why=why)
 
-    password = read_secret(settings.redis.password, environ) if settings.redis.password else None
     return RedisLedger(
-        connect(settings.redis, password, read_seconds=None),
-        settings.upstream.account,
+        _connection(settings, environ),
+        account,
         writer,
-        Journal(folder / "journal", writer),
+        Journal(folder / "journal" / account, writer),
         settings.redis.timeout_ms / 1000,
         time.monotonic,
         changed,
+        time.time,
+    )
+
+
+def make_registry(settings: Settings, environ: Mapping[str, str]) -> KeyRegistry:
+    """Return one process' copy of the keys. Raises: SecretUnreadable."""
+    return KeyRegistry(
+        _connection(settings, environ), settings.accounts, _writer(), settings.redis.timeout_ms / 1000, time.monotonic, time.time
     )
 
 
@@ -137,3 +204,90 @@ def read_pseudonym_key(settings: Settings, environ: Mapping[str, str], folder: P
             f"audit.pseudonym_key is shorter than {_PSEUDONYM_KEY_MIN} characters: make one with `openssl rand -hex 32`"
         )
     return key
+
+
+def _connection(settings: Settings, environ: Mapping[str, str]) -> Connection:
+    password = read_secret(settings.redis.password, environ) if settings.redis.password else None
+    return connect(settings.redis, password, read_seconds=None)
+
+
+def _writer() -> str:
+    return f"{socket.gethostname()[:24]}-{secrets.token_hex(4)}"
+
+
+def make_vault(settings: Settings, account: str, environ: Mapping[str, str], version_key: Secret, log: Logger) -> Vault:
+    """Return one account's credentials, read once. Raises: SecretUnreadable."""
+
+    def changed(slot: str, version: str, why: str) -> None:
+        if why:
+            log.error("credential.unreadable", account=account, slot=slot, why=why)
+        else:
+            log.info("credential.loaded", account=account, slot=slot, version=version)
+
+    slots = {slot: settings.accounts[account].slot(slot) for slot in SLOTS}
+    return Vault(slots, environ, version_key, settings.upstream.command_seconds, changed)
+
+
+def _jwks(issuer: Issuer) -> JwksSettings:
+    return JwksSettings(
+        file=issuer.jwks_file,
+        url=issuer.jwks_url,
+        ca_file=issuer.jwks_ca_file,
+        bearer_file=issuer.jwks_bearer_file,
+        max_age_seconds=issuer.max_age_seconds,
+        stale_seconds_max=issuer.stale_seconds_max,
+        timeout_seconds=_JWKS_SECONDS,
+    )
+
+
+def _issuer_changed(log: Logger, name: str, good: bool, why: str) -> None:
+    if good:
+        log.info("issuer.read", issuer=name)
+    else:
+        log.error("issuer.unreadable", issuer=name, why=why)
+
+
+def _key_ends(log: Logger, entry: KeyEntry, version: KeyVersion) -> None:
+    log.warning(
+        "key.ends_soon",
+        service=entry.service,
+        key_id=entry.key_id,
+        key_version=version.number,
+        expires_at=version.expires_at,
+        replaced=version is not entry.versions[-1],
+    )
+
+
+class _NotReady(Exception):
+    """An edge that a call needs is not there."""
+
+
+class CredentialsRejected(_NotReady):
+    """The vendor rejects every credential of an account."""
+
+
+class JwksUnavailable(_NotReady):
+    """An issuer's public keys are not to be had."""
+
+
+def _health(
+    accounts: Mapping[str, Account], ledgers: Mapping[str, RedisLedger], vaults: Mapping[str, Vault], identities: Identities
+) -> Health:
+    async def credential_good(name: str) -> None:
+        vaults[name].ping()
+        if accounts[name].slots.exhausted(vaults[name].loaded):
+            raise CredentialsRejected
+
+    async def journal_good(name: str) -> None:
+        ledgers[name].journal.ping()
+
+    async def issuer_ready(name: str) -> None:
+        if name in identities.jwks.problems():
+            raise JwksUnavailable
+
+    parts: dict[str, dict[str, Check]] = {
+        name: {"redis": ledger.ping, "credential": partial(credential_good, name), "journal": partial(journal_good, name)}
+        for name, ledger in ledgers.items()
+    }
+    issuers: dict[str, Check] = {name: partial(issuer_ready, name) for name in identities.jwks.names}
+    return Health({"keys": identities.registry.ping}, parts, issuers)

@@ -14,15 +14,15 @@ from typing import Literal
 import msgspec
 
 from gateway.errors import Refusal
-from gateway.model import Admission, Arrival, Call, Caller, Outcome
+from gateway.model import Admission, Arrival, Attempt, Call, Caller, Outcome
 from gateway.numbers import Pseudonyms
 
 
 class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One line of the audit trail. A field that does not apply is left out."""
 
-    stage: Literal["intent", "outcome", "refusal"]
-    """`intent` before the vendor is called, `outcome` after it; `refusal` where it was not called."""
+    stage: Literal["intent", "outcome", "refusal", "change"]
+    """`intent` before the vendor is called, `outcome` after it; `refusal` where it was not called; `change`: of a key or slot."""
     writer: str = ""
     """The process that wrote it. Set by the ledger, like `seq`."""
     seq: int = -1
@@ -35,7 +35,16 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     service: str | None = None
     """The authenticated service; None when nobody was."""
     key_id: str | None = None
-    """The key's public id; may name an unknown key."""
+    """The key's public id, or the workload's name; may name an unknown key."""
+    key_version: int | None = None
+    proof: Literal["key", "token", "signature"] | None = None
+    """How the caller proved itself."""
+    source: str | None = None
+    """IP address the request came from."""
+    change: str | None = None
+    """What was changed, such as `key.revoked`."""
+    operator: str | None = None
+    """Who changed it; the gateway itself where nobody did."""
     operation: str | None = None
     m1: str | None = None
     m1_country: str | None = None
@@ -64,8 +73,12 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     status: int | None = None
     """HTTP status the caller got."""
     upstream_status: int | None = None
+    slot: str | None = None
+    """The slot of the vendor credential used."""
     credential: str | None = None
     """Version of the vendor credential used, never its value."""
+    attempt: int = 1
+    """2 where the vendor had rejected the first credential and the other one was tried."""
     policy: str | None = None
     """The quota that refused."""
     retry_after_seconds: int | None = None
@@ -92,18 +105,19 @@ class Auditor:
     account: str
     pseudonyms: Pseudonyms
 
-    def intent(self, arrival: Arrival, call: Call) -> Record:
+    def intent(self, arrival: Arrival, call: Call, attempt: Attempt) -> Record:
         """Return what is recorded before the vendor is called."""
         record = self._blank("intent", arrival, call.caller, arrival.received_at)
         self._describe(record, call)
+        record.slot, record.credential, record.attempt = attempt.slot, attempt.version, attempt.number
         return record
 
-    def outcome(self, arrival: Arrival, admission: Admission, outcome: Outcome, ended_at: float, version: str) -> Record:
+    def outcome(self, arrival: Arrival, admission: Admission, outcome: Outcome, ended_at: float, attempt: Attempt) -> Record:
         """Return what is recorded after the vendor was called, or could not be."""
         record = self._blank("outcome", arrival, admission.call.caller, ended_at)
         self._describe(record, admission.call)
         record.intent = admission.record_id
-        record.credential = version or None
+        record.slot, record.credential, record.attempt = attempt.slot, attempt.version, attempt.number
         self._conclude(record, arrival, outcome, ended_at)
         return record
 
@@ -143,6 +157,9 @@ class Auditor:
             account=self.account,
             service=caller.principal if caller else None,
             key_id=caller.key_id if caller else None,
+            key_version=caller.key_version if caller else None,
+            proof=caller.proof if caller else None,
+            source=arrival.source or None,
             decision="allowed",
         )
 
@@ -167,6 +184,36 @@ class Auditor:
         record.retry_after_seconds = outcome.retry_after_seconds
         record.error = _text(outcome.facts.get("error"))
         record.duration_ms = round((ended_at - arrival.received_at) * 1000, 3)
+
+
+def change(
+    what: str,
+    *,
+    at: float,
+    request_id: str,
+    account: str,
+    operator: str,
+    service: str | None = None,
+    key_id: str | None = None,
+    key_version: int | None = None,
+    slot: str | None = None,
+    credential: str | None = None,
+) -> Record:
+    """Return the record of a change of a key or a slot. `at`: Unix seconds."""
+    return Record(
+        stage="change",
+        at=rfc3339(at),
+        request_id=request_id,
+        account=account,
+        change=what,
+        operator=operator,
+        service=service,
+        key_id=key_id,
+        key_version=key_version,
+        slot=slot,
+        credential=credential,
+        decision="allowed",
+    )
 
 
 def rfc3339(unix_seconds: float) -> str:

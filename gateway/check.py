@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from gateway import config, embedded
 from gateway.config import ConfigError, Fault, SecretReference, Settings
 from gateway.ledger.connect import connect
-from gateway.model import UNSET_PATH
+from gateway.model import SLOTS, UNSET_PATH
 from gateway.telemetry import Logger
 from gateway.vault import SecretUnreadable, open_to_others, read_secret
 
@@ -73,9 +73,12 @@ def check(path: Path, environ: Mapping[str, str], *, online: bool) -> list[Findi
     return [Finding(found.level, found.path, found.message, _line_of(found.path, lines)) for found in findings]
 
 
-def start_faults(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Raise what must not wait for the first call. Raises: ConfigError."""
+def start_faults(settings: Settings, environ: Mapping[str, str], log: Logger) -> None:
+    """Raise what must not wait for the first call, and warn of the rest. Raises: ConfigError."""
     findings = _secrets(settings, environ)
+    for found in findings:
+        if found.level == "warning":
+            log.warning("secret.found", path=found.path, message=found.message)
     faults = tuple(Fault(found.path, found.message) for found in findings if found.level == "fault")
     if faults:
         raise ConfigError(faults)
@@ -101,7 +104,9 @@ def _secrets(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
         if path == "audit.pseudonym_key" and len(secret.reveal()) < 32:
             findings.append(Finding("fault", path, "is shorter than 32 characters: make one with `openssl rand -hex 32`"))
         if reference.source == "file" and open_to_others(reference.target[0]):
-            findings.append(Finding("warning", path, "its file can be read by everyone on this machine: chmod 600"))
+            findings.append(
+                Finding("warning", path, "its file can be read by everyone on this machine, or written by others: chmod 600")
+            )
     if settings.audit.pseudonym_key is None and (settings.redis.url or settings.redis.sentinels):
         findings.append(
             Finding(
@@ -115,14 +120,13 @@ def _secrets(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
 
 
 def _references(settings: Settings) -> list[tuple[str, SecretReference]]:
-    credential = settings.upstream.credential
     named = [
-        ("upstream.credential.ssid", credential.ssid),
-        ("upstream.credential.user_id", credential.user_id),
-        ("upstream.credential.token", credential.token),
-        ("redis.password", settings.redis.password),
-        ("audit.pseudonym_key", settings.audit.pseudonym_key),
+        (f"accounts.{name}.{slot}.{part}", getattr(account.slot(slot), part))
+        for name, account in settings.accounts.items()
+        for slot in SLOTS
+        for part in ("ssid", "user_id", "token")
     ]
+    named += [("redis.password", settings.redis.password), ("audit.pseudonym_key", settings.audit.pseudonym_key)]
     return [(path, reference) for path, reference in named if reference is not None]
 
 
@@ -135,7 +139,8 @@ def _folder(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
 
 
 async def _online(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
-    return [*await _redis(settings, environ), *await _vendor(settings)]
+    vendors = [finding for account in settings.accounts for finding in await _vendor(settings, account)]
+    return [*await _redis(settings, environ), *vendors]
 
 
 async def _redis(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
@@ -168,16 +173,18 @@ async def _redis(settings: Settings, environ: Mapping[str, str]) -> list[Finding
     return findings
 
 
-async def _vendor(settings: Settings) -> list[Finding]:
-    upstream = settings.upstream
+async def _vendor(settings: Settings, account: str) -> list[Finding]:
+    upstream, brand = settings.upstream, settings.accounts[account].brand
     verify = ssl.create_default_context(cafile=upstream.ca_file or None)
     try:
         async with httpx.AsyncClient(verify=verify, trust_env=False, timeout=upstream.connect_timeout_ms / 1000) as client:
-            await client.options(upstream.brand + UNSET_PATH)
+            await client.options(brand + UNSET_PATH)
     except (httpx.TransportError, OSError) as error:
         return [
             Finding(
-                "fault", "upstream.brand", f"cannot be reached ({type(error).__name__}): check address, network and certificate"
+                "fault",
+                f"accounts.{account}.brand",
+                f"cannot be reached ({type(error).__name__}): check address, network and certificate",
             )
         ]
     return []

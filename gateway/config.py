@@ -12,6 +12,9 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Final, Literal, get_type_hints
 from urllib.parse import urlsplit
 
+from gateway.addresses import read_network
+from gateway.model import OPERATIONS, SLOTS, Bindings
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -61,6 +64,9 @@ class _Wrong(ValueError):
 
 
 WORKERS_MAX: Final = 256
+PREFIX: Final = r"\+[1-9][0-9]{0,14}"
+ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""Of tokens; none with a shared secret."""
 _WINDOWS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -93,6 +99,10 @@ def _name(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
         raise _Wrong("must be 1 to 64 letters, digits, '.', '_' or '-'")
     return value
+
+
+def _name_or_none(value: Any) -> str:
+    return "" if value == "" else _name(value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -150,11 +160,58 @@ def _redis_url(value: Any) -> str:
     return value
 
 
+def _networks(value: Any) -> tuple[str, ...]:
+    for text in _texts(value):
+        try:
+            read_network(text)
+        except ValueError:
+            raise _Wrong('must be a list of networks like "10.0.0.0/8"') from None
+    return tuple(value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(_name(item) for item in _texts(value))
+
+
+def _prefixes(value: Any) -> tuple[str, ...]:
+    prefixes = _texts(value)
+    if not all(re.fullmatch(PREFIX, prefix) for prefix in prefixes):
+        raise _Wrong('must be a list of beginnings of numbers with country code, like "+9198"')
+    return prefixes
+
+
+def _scopes(value: Any) -> tuple[str, ...]:
+    scopes = _texts(value)
+    if not scopes or not set(scopes) <= set(OPERATIONS):
+        raise _Wrong("must be a list of " + " and ".join(f'"{operation}"' for operation in OPERATIONS))
+    return scopes
+
+
+def _algorithms(value: Any) -> tuple[str, ...]:
+    algorithms = _texts(value)
+    if not algorithms or not set(algorithms) <= set(ALGORITHMS):
+        raise _Wrong("must be a list of " + ", ".join(f'"{name}"' for name in ALGORITHMS))
+    return algorithms
+
+
+def _jwks_url(value: Any) -> str:
+    parts = urlsplit(_text(value))
+    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if value and not (parts.scheme == "https" or (parts.scheme == "http" and local)):
+        raise _Wrong("must begin with https://")
+    return str(value)
+
+
 def _origins(value: Any) -> tuple[str, ...]:
     origins = _texts(value)
     if not all(re.fullmatch(r"https?://[^/\s*]+", origin) for origin in origins):
         raise _Wrong('must be a list of origins like "https://panel.example"; there is no wildcard')
     return origins
+
+
+def _tables(shape: type[Any]) -> Any:
+    """Declare tables of one shape, each under a name of the operator's choice; none where they are left out."""
+    return field(default_factory=dict, metadata={"tables": shape})
 
 
 def _s(doc: str, read: Callable[[Any], Any], default: Any = MISSING) -> Any:
@@ -180,6 +237,11 @@ class Server:
     body_timeout_ms: int = _s("time for the body to arrive", _MS, 10_000)
     keep_alive_seconds: int = _s("how long an idle connection is kept", _between(1, 3600), 75)
     drain_seconds: int = _s("how long calls in flight may finish after SIGTERM", _between(1, 3600), 40)
+    trusted_proxies: tuple[str, ...] = _s(
+        "networks of proxies whose `X-Forwarded-For` is believed; none: a caller's address is its connection's", _networks, ()
+    )
+    public_scheme: str = _s("scheme of the addresses that callers sign", _one_of("http", "https"), "http")
+    metrics_networks: tuple[str, ...] = _s("networks that may read `/metrics`", _networks, ("127.0.0.0/8", "::1/128"))
     cors_origins: tuple[str, ...] = _s("browser origins that may call; none by default", _origins, ())
     state_dir: str = _s("where the embedded server and the journal keep their files; empty: the user's state folder", _text, "")
 
@@ -206,14 +268,31 @@ class Credential:
     user_id: SecretReference | None = _s("reference to the vendor's account id", _reference, None)
     token: SecretReference | None = _s("reference to the vendor's token", _reference, None)
 
+    @property
+    def given(self) -> bool:
+        """Whether anything of it is set."""
+        return bool(self.ssid or self.user_id or self.token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """One account at the vendor: what shares a brand, a credential and a quota."""
+
+    brand: str = _s("the vendor's address for the brand, `{{brand}}` in its documentation", _brand)
+    services: tuple[str, ...] = _s("services that use this account; none: every service that no account names", _names, ())
+    primary: Credential = field(default_factory=Credential)
+    secondary: Credential = field(default_factory=Credential)
+
+    def slot(self, name: str) -> Credential:
+        """Return where the credential of a slot is."""
+        credential: Credential = getattr(self, name)
+        return credential
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """The vendor."""
+    """How the vendor is spoken to, the same for every account; each has connections of its own."""
 
-    brand: str = _s("the vendor's address for your brand, `{{brand}}` in its documentation", _brand)
-    account: str = _s("name of the vendor account, as written in records and Redis keys", _name, "main")
-    credential: Credential = field(default_factory=Credential)
     number_format: str = _s(
         "how numbers are forwarded: as the caller wrote them, `+` and digits, or digits alone",
         _one_of("as_sent", "e164", "digits"),
@@ -228,6 +307,11 @@ class Upstream:
         "how long an unused connection is kept; below the 5 s after which Node servers close them", _between(1, 3600), 4
     )
     answer_bytes_max: int = _s("longest answer read", _between(1024, 16_777_216), 65_536)
+    rejections_to_switch: int = _s(
+        "rejections in a row, by one process, after which a credential counts as rejected", _between(1, 1000), 3
+    )
+    probe_seconds: int = _s("pause between the calls that prove credentials anew while all are rejected", _between(1, 3600), 5)
+    command_seconds: int = _s("how often a credential's command is run again", _between(1, 86_400), 300)
     ca_file: str = _s("certificate authorities for the vendor; empty: the system's", _text, "")
 
 
@@ -240,6 +324,49 @@ class Validation:
     both_expiry_fields: str = _s(
         "what becomes of a call with expiry_time and expiry_duration", _one_of("forward", "refuse"), "forward"
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """Callers' keys, and the signatures made with them."""
+
+    expiry_warning_days: int = _s("how long before its end a key is warned of, once a day", _between(0, 3650), 14)
+    quiet_hours: int = _s("how long a key must not have been used to be called safe to revoke", _between(1, 24), 24)
+    signature_seconds: int = _s("how old a request's signature may be", _between(1, 3600), 300)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issuer:
+    """Whose tokens prove workloads: an OpenID provider, or a Kubernetes cluster."""
+
+    issuer: str = _s("the `iss` of its tokens", _text)
+    audience: str = _s("the `aud` its tokens must be made for", _text)
+    jwks_url: str = _s("address of its public keys; empty: `jwks_file`", _jwks_url, "")
+    jwks_file: str = _s("file of its public keys, read again when it changes; empty: `jwks_url`", _text, "")
+    jwks_ca_file: str = _s("certificate authorities for `jwks_url`; empty: the system's", _text, "")
+    jwks_bearer_file: str = _s("file of the token that `jwks_url` wants; empty: none", _text, "")
+    algorithms: tuple[str, ...] = _s("signature algorithms that are taken", _algorithms, ("RS256", "ES256", "EdDSA"))
+    leeway_seconds: int = _s("how far clocks may be apart", _between(0, 600), 30)
+    lifetime_seconds_max: int = _s("longest life of a token, from issue to expiry", _between(60, 31_536_000), 86_400)
+    max_age_seconds: int = _s("how often the public keys are read again", _between(1, 86_400), 300)
+    stale_seconds_max: int = _s("how long they are used while they cannot be read", _between(1, 604_800), 86_400)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A workload that proves itself by a token, and the service it is."""
+
+    issuer: str = _s("name of the issuer's table", _name)
+    subject: str = _s("the `sub` of its tokens, like `system:serviceaccount:crm:masking`", _text)
+    service: str = _s("the service it is; empty: the table's name", _name_or_none, "")
+    scopes: tuple[str, ...] = _s("operations it may ask for", _scopes, OPERATIONS)
+    accounts: tuple[str, ...] = _s("accounts it may use; none: those its service is mapped to", _names, ())
+    networks: tuple[str, ...] = _s("networks it may call from; none: any", _networks, ())
+    prefixes: tuple[str, ...] = _s("beginnings its numbers must have, like `+9198`; none: any", _prefixes, ())
+
+    def bindings(self) -> Bindings:
+        """Return what its proof is good for."""
+        return Bindings(frozenset(self.scopes), self.accounts, self.networks, self.prefixes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +413,11 @@ class Settings:
 
     server: Server = field(default_factory=Server)
     redis: Redis = field(default_factory=Redis)
-    upstream: Upstream
+    accounts: Mapping[str, Account] = _tables(Account)
+    upstream: Upstream = field(default_factory=Upstream)
+    keys: Keys = field(default_factory=Keys)
+    issuers: Mapping[str, Issuer] = _tables(Issuer)
+    workloads: Mapping[str, Workload] = _tables(Workload)
     validation: Validation = field(default_factory=Validation)
     quotas: Quotas = field(default_factory=Quotas)
     audit: Audit = field(default_factory=Audit)
@@ -314,7 +445,7 @@ def parse(document: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 def _table(shape: type[Any], value: Any, path: str, faults: list[Fault]) -> Any:
     """Read one table into its dataclass; None when something in it was wrong, told in `faults`."""
     if not isinstance(value, Mapping):
-        faults.append(Fault(path, "must be a table"))
+        faults.append(Fault(path.rstrip("."), "must be a table"))
         return None
     known = {setting.name: setting for setting in fields(shape)}
     faults.extend(
@@ -332,6 +463,8 @@ def _setting(setting: Field[Any], kind: Any, table: Mapping[str, Any], path: str
     """Read one setting of a table; MISSING where its default stands or a fault was told."""
     here = f"{path}{setting.name}"
     required = setting.default is MISSING and setting.default_factory is MISSING
+    if "tables" in setting.metadata:
+        return _named(setting, table.get(setting.name, {}), here, faults)
     if is_dataclass(kind) and "read" not in setting.metadata:
         if setting.name in table or required:
             return _table(kind, table.get(setting.name, {}), f"{here}.", faults)  # type: ignore[arg-type]
@@ -347,14 +480,23 @@ def _setting(setting: Field[Any], kind: Any, table: Mapping[str, Any], path: str
         return MISSING
 
 
+def _named(setting: Field[Any], tables: Any, path: str, faults: list[Fault]) -> Any:
+    """Read tables of one shape, each under its own name."""
+    if not isinstance(tables, Mapping):
+        faults.append(Fault(path, f"must be tables like [{path}.NAME]"))
+        return MISSING
+    read = {}
+    for name, table in tables.items():
+        try:
+            read[_name(name)] = _table(setting.metadata["tables"], table, f"{path}.{name}.", faults)
+        except _Wrong as wrong:
+            faults.append(Fault(f"{path}.{name}", f"the table's name {wrong}"))
+    return read
+
+
 def _contradictions(settings: Settings) -> list[Fault]:
     """Return what no single setting shows."""
-    faults = []
-    credential = settings.upstream.credential
-    if credential.ssid and (credential.user_id or credential.token):
-        faults.append(Fault("upstream.credential", "has both ssid and user_id or token; the vendor wants one form"))
-    elif not credential.ssid and not (credential.user_id and credential.token):
-        faults.append(Fault("upstream.credential", "is missing; give ssid, or user_id and token"))
+    faults = [*_account_faults(settings), *_workload_faults(settings)]
     if settings.redis.cluster and settings.redis.sentinels:
         faults.append(Fault("redis.cluster", "cannot be true together with redis.sentinels"))
     if not all(re.fullmatch(r"[^:\s]+:\d{1,5}", sentinel) for sentinel in settings.redis.sentinels):
@@ -371,13 +513,52 @@ def _contradictions(settings: Settings) -> list[Fault]:
     return faults
 
 
+def _account_faults(settings: Settings) -> list[Fault]:
+    faults = []
+    if not settings.accounts:
+        faults.append(Fault("accounts", "is missing; name the vendor account in a table like [accounts.main]"))
+    for name, account in settings.accounts.items():
+        for slot in SLOTS:
+            credential, here = account.slot(slot), f"accounts.{name}.{slot}"
+            if credential.ssid and (credential.user_id or credential.token):
+                faults.append(Fault(here, "has both ssid and user_id or token; the vendor wants one form"))
+            elif (credential.given or slot == SLOTS[0]) and not credential.ssid and not (credential.user_id and credential.token):
+                faults.append(Fault(here, "is missing; give ssid, or user_id and token"))
+    return faults
+
+
+def _workload_faults(settings: Settings) -> list[Fault]:
+    faults = [
+        Fault(f"issuers.{name}", "give one of jwks_url and jwks_file")
+        for name, issuer in settings.issuers.items()
+        if bool(issuer.jwks_url) == bool(issuer.jwks_file)
+    ]
+    seen: set[tuple[str, str]] = set()
+    for name, workload in settings.workloads.items():
+        if workload.issuer not in settings.issuers:
+            faults.append(Fault(f"workloads.{name}.issuer", f"there is no [issuers.{workload.issuer}]"))
+        if (workload.issuer, workload.subject) in seen:
+            faults.append(Fault(f"workloads.{name}.subject", "stands in another workload too"))
+        seen.add((workload.issuer, workload.subject))
+        faults.extend(
+            Fault(f"workloads.{name}.accounts", f"there is no [accounts.{account}]")
+            for account in workload.accounts
+            if account not in settings.accounts
+        )
+    issuers = [issuer.issuer for issuer in settings.issuers.values()]
+    faults.extend(Fault("issuers", f"two tables have the issuer {text}") for text in set(issuers) if issuers.count(text) > 1)
+    return faults
+
+
 def documented(shape: type[Any] = Settings, path: str = "") -> list[tuple[str, str, Any]]:
     """Return every setting as (path, meaning, default); MISSING as default means required."""
     rows: list[tuple[str, str, Any]] = []
     types = get_type_hints(shape)
     for setting in fields(shape):
         kind = types[setting.name]
-        if is_dataclass(kind) and "read" not in setting.metadata:
+        if "tables" in setting.metadata:
+            rows.extend(documented(setting.metadata["tables"], f"{path}{setting.name}.NAME."))
+        elif is_dataclass(kind) and "read" not in setting.metadata:
             rows.extend(documented(kind, f"{path}{setting.name}."))  # type: ignore[arg-type]
         else:
             rows.append((f"{path}{setting.name}", setting.metadata["doc"], setting.default))

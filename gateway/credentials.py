@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
-from gateway.model import Admission, Call, PhoneNumber, Secret, UpstreamRequest
+from gateway.model import Admission, Call, PhoneNumber, Secret, UpstreamRequest, VendorCredential
 
 
-@dataclass(frozen=True, slots=True)
-class VendorCredential:
-    """What the vendor wants of us. Either `ssid`, or `user_id` with `token`: its documentation forbids both forms."""
+def fields_of(credential: VendorCredential) -> dict[str, str]:
+    """Return the body's fields that hold a credential."""
+    if credential.ssid is not None:
+        return {"ssid": credential.ssid.reveal()}
+    assert credential.user_id is not None
+    assert credential.token is not None
+    return {"userId": credential.user_id.reveal(), "token": credential.token.reveal()}
 
-    version: str
-    """Names this value in records without telling it: equal for equal values on every replica."""
-    ssid: Secret | None = None
-    user_id: Secret | None = None
-    token: Secret | None = None
 
-    def fields(self) -> dict[str, str]:
-        """Return the body's fields that hold it."""
-        if self.ssid is not None:
-            return {"ssid": self.ssid.reveal()}
-        assert self.user_id is not None
-        assert self.token is not None
-        return {"userId": self.user_id.reveal(), "token": self.token.reveal()}
-
-    def forms(self) -> tuple[str, ...]:
-        """Return each secret as text, percent-encoded, base64 and hex, longest first, to look for in answers."""
-        plain = [secret.reveal() for secret in (self.ssid, self.token) if secret is not None]
-        forms = {form for text in plain for form in _written(text)}
-        return tuple(sorted(forms, key=len, reverse=True))
+def forms_of(secrets: Iterable[Secret]) -> tuple[str, ...]:
+    """Return each secret as text, percent-encoded, base64 and hex, longest first, to look for in answers."""
+    forms = {form for secret in secrets for form in _written(secret.reveal())}
+    return tuple(sorted(forms, key=len, reverse=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +34,10 @@ class Exchange:
 
     number_format: str
 
-    def exchange(self, admission: Admission, credential: VendorCredential, forms: tuple[str, ...]) -> UpstreamRequest:
-        """Return the vendor's request; `forms` are the credential's, made once and not per call."""
-        body = msgspec.json.encode({**credential.fields(), **self._fields(admission.call)})
-        return UpstreamRequest(body, credential.version, forms)
+    def exchange(self, admission: Admission, credential: VendorCredential) -> UpstreamRequest:
+        """Return the vendor's request."""
+        body = msgspec.json.encode({**fields_of(credential), **self._fields(admission.call)})
+        return UpstreamRequest(body, credential.forms)
 
     def _fields(self, call: Call) -> dict[str, Any]:
         fields: dict[str, Any] = {name: self._written(number) for name, number in call.numbers.items()}

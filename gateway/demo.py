@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -20,31 +17,24 @@ import httpx
 
 from gateway import embedded
 from gateway.model import UNSET_PATH
+from gateway.processes import Child, ProcessError, command
 from gateway.vault import make_secret_file
 
-_READY_SECONDS: Final = 30.0
 _SET_PATH: Final = "/api/v2/Masking/set"
 _VENDOR_SSID: Final = "demo-vendor-session"
-
-_ADDRESS: Final = re.compile(r"http://127\.0\.0\.1:\d+")
 
 _CONFIG: Final = """\
 # Written by `gateway demo`; used by `gateway keys` and `gateway audit` beside it.
 [server]
 port = {port}
 state_dir = {folder}
-[upstream]
+[accounts.demo]
 brand = "{brand}"
-account = "demo"
-[upstream.credential]
+[accounts.demo.primary]
 ssid = {{ env = "DEMO_VENDOR_SSID" }}
 [audit]
 pseudonym_key = {{ file = {pseudonym_key} }}
 """
-
-
-class DemoError(Exception):
-    """The demo cannot go on. The message is one line: the reason and the fix."""
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
@@ -64,14 +54,16 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            sandbox = _Child(stack, "sandbox", folder, ["sandbox", "--port", "0", "--ssid", _VENDOR_SSID])
+            sandbox = Child(stack, "sandbox", folder, ["sandbox", "--port", "0", "--ssid", _VENDOR_SSID], {})
             brand = sandbox.wait_for_address()
             if not os.environ.get("GATEWAY_REDIS_URL"):
                 # Held here, not by the gateway: the commands that read keys and records share it.
                 store = embedded.start(folder)
                 stack.callback(store.close)
             _write_config(folder, arguments.port, brand)
-            gateway = _Child(stack, "gateway", folder, ["serve", "--config", str(config_path(os.environ))])
+            gateway = Child(
+                stack, "gateway", folder, ["serve", "--config", str(config_path(os.environ))], {"DEMO_VENDOR_SSID": _VENDOR_SSID}
+            )
             address = gateway.wait_for_address()
             key = _command(["keys", "issue", "demo", "--note", "made by gateway demo", "--json"])[0]["key"]
             good = _round_trip(brand, address, key)
@@ -85,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("\nstopping")
             return 0
-        except DemoError as error:
+        except ProcessError as error:
             print(f"gateway: {error}", file=sys.stderr)
             return 1
 
@@ -143,65 +135,10 @@ def _curl(address: str, key: str) -> str:
 
 
 def _command(words: list[str], *, show: bool = False, may_fail: bool = False) -> list[dict[str, Any]]:
-    """Run one of the gateway's own commands, as a person would in another terminal."""
-    environ = {**os.environ, "GATEWAY_CONFIG": str(config_path(os.environ))}
-    done = subprocess.run([sys.executable, "-m", "gateway", *words], env=environ, capture_output=not show, text=True, check=False)
+    done = command(words, {"GATEWAY_CONFIG": str(config_path(os.environ))}, show=show)
     if done.returncode != 0 and not may_fail:
-        raise DemoError(f"`gateway {' '.join(words[:2])}` failed: {(done.stderr or '').strip()}")
+        raise ProcessError(f"`gateway {' '.join(words[:2])}` failed: {(done.stderr or '').strip()}")
     return [] if show else [json.loads(line) for line in done.stdout.splitlines()]
-
-
-class _Child:
-    """A process of the demo, with its log in the state folder; stopped, and waited for, when the demo ends."""
-
-    def __init__(self, stack: ExitStack, name: str, folder: Path, words: list[str]) -> None:
-        self._name = name
-        self._log = folder / f"{name}.log"
-        environ = {**os.environ, "DEMO_VENDOR_SSID": _VENDOR_SSID}
-        with self._log.open("w") as output:
-            # A session of its own: Ctrl-C is for the demo, which stops its parts in order.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", *words],
-                env=environ,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        stack.callback(self._stop)
-
-    def alive(self) -> bool:
-        """Say whether it runs."""
-        return self._process.poll() is None
-
-    def wait_for_address(self) -> str:
-        """Return the address it says it listens on. Raises: DemoError with its own last line."""
-        deadline = time.monotonic() + _READY_SECONDS
-        while time.monotonic() < deadline:
-            text = self._log.read_text()
-            if (found := _ADDRESS.search(text)) and _listens(found[0]):
-                return found[0]
-            if not self.alive():
-                raise DemoError(
-                    (text.strip().splitlines() or [f"the {self._name} ended without a word"])[-1].removeprefix("gateway: ")
-                )
-            time.sleep(0.02)
-        raise DemoError(f"the {self._name} did not start in {_READY_SECONDS:.0f} s; its words are in {self._log}")
-
-    def _stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=45)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.removeprefix("http://").partition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _folder(environ: Mapping[str, str]) -> Path:

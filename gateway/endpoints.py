@@ -16,9 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.addresses import is_within
 from gateway.config import Quotas, Server
+from gateway.document import shown
 from gateway.errors import Problem, Refusal
-from gateway.model import Arrival, Meter, Outcome, Reply
+from gateway.model import Arrival, Meter, Outcome, Reply, SignedMessage
 from gateway.normalisation import outcome_of
 from gateway.pipeline import Pipeline
 
@@ -28,10 +30,18 @@ _RANDOM_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}
 _LEAKING_ID: Final = re.compile(r"(?:[0-9][_.-]*){9}|gk_")
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _CORS_METHODS: Final = b"POST, OPTIONS"
-_CORS_HEADERS: Final = b"Authorization, X-API-Key, X-Request-Id, Content-Type, traceparent"
+_CORS_HEADERS: Final = (
+    b"Authorization, X-API-Key, X-Gateway-Account, X-Request-Id, Content-Type, traceparent, "
+    b"Content-Digest, Signature, Signature-Input"
+)
+_EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
+_SIGNED: Final = frozenset((b"signature", b"signature-input"))
 _CORS_EXPOSED: Final = b"X-Request-Id, RateLimit, RateLimit-Policy, Retry-After"
 
 Pairs = list[tuple[bytes, bytes]]
+
+
+Check = Callable[[], Awaitable[None]]
 
 
 class BodyTimeout(Exception):
@@ -77,10 +87,10 @@ class Unset:
         except Gone:
             return  # Nothing was asked yet: there is nobody to answer and nothing to record.
         except BodyTimeout:
-            reply = self.pipeline.refuse(_arrival(headers, b"", received_at), Problem.body_timeout)
+            reply = self.pipeline.refuse(self._arrival(scope, b"", received_at), Problem.body_timeout)
             await self._answer(send, headers, reply, [(b"connection", b"close")])
             return
-        arrival = _arrival(headers, body, received_at)
+        arrival = self._arrival(scope, body, received_at)
         reply = await self.pipeline.handle(arrival)
         # The rest of a body that was cut short must not be read as a second request.
         cut = [(b"connection", b"close")] if len(body) > self.server.body_bytes_max else []
@@ -101,6 +111,61 @@ class Unset:
         except TimeoutError:
             raise BodyTimeout from None
         return body[: self.server.body_bytes_max + 1]
+
+    def _arrival(self, scope: Scope, body: bytes, received_at: float) -> Arrival:
+        headers: Pairs = scope["headers"]
+        authorization: list[str] = []
+        api_keys: list[str] = []
+        traceparent = account = None
+        signed = False
+        for name, value in headers:
+            if name == b"authorization":
+                authorization.append(value.decode("latin-1"))
+            elif name == b"x-api-key":
+                api_keys.append(value.decode("latin-1"))
+            elif name == b"traceparent":
+                traceparent = _TRACEPARENT.fullmatch(value.decode("latin-1"))
+            elif name == b"x-gateway-account":
+                # Sent twice it is two wishes, and names no account.
+                account = value.decode("latin-1") if account is None else ""
+            elif name in _SIGNED:
+                signed = True
+        return Arrival(
+            request_id(headers),
+            received_at,
+            body,
+            tuple(authorization),
+            tuple(api_keys),
+            traceparent[1] if traceparent else None,
+            self._source(scope),
+            account,
+            self._message(scope) if signed else None,
+        )
+
+    def _source(self, scope: Scope) -> str:
+        """Return the caller's address: the connection's, or what the last trusted proxy saw."""
+        address: str = scope["client"][0] if scope["client"] else ""
+        proxies = self.server.trusted_proxies
+        if not proxies:
+            return address
+        told = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
+        hops = [hop.strip() for hop in told.split(",")] if told else []
+        while hops and is_within(address, proxies):
+            address = hops.pop()
+        # A proxy may have passed on what a caller made up: not an address, then not one in the records either.
+        return address if is_within(address, _EVERYWHERE) else ""
+
+    def _message(self, scope: Scope) -> SignedMessage:
+        headers: Pairs = scope["headers"]
+        path: bytes = scope["raw_path"]
+        return SignedMessage(
+            method=scope["method"],
+            scheme=self.server.public_scheme,
+            authority=_one(headers, b"host") or "",
+            path=path.decode("latin-1"),
+            query=scope["query_string"].decode("latin-1"),
+            headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers),
+        )
 
     async def _answer(self, send: Send, headers: Pairs, reply: Reply, more: Iterable[tuple[bytes, bytes]]) -> None:
         outcome = reply.outcome
@@ -127,18 +192,38 @@ class Unset:
 class Health:
     """Alive, and ready: two different questions."""
 
-    checks: dict[str, Callable[[], Awaitable[None]]]
+    checks: Mapping[str, Check]
     """By name; one that raises is not ready."""
+    accounts: Mapping[str, Mapping[str, Check]]
+    """By name and part; one that is ready is enough, since what befalls an account must not stop the others."""
+    issuers: Mapping[str, Check]
+    """By name; told, and not needed: keys work without them."""
 
     async def live(self, _: Request) -> Response:
         """Say that the loop answers."""
         return JSONResponse({"status": "ok"})
 
-    async def ready(self, _: Request) -> Response:
-        """Say for each edge whether a call could be served now: 200, or 503 with the kind of fault."""
-        answers = {name: await _asked(check) for name, check in self.checks.items()}
-        good = all(answer == "ok" for answer in answers.values())
-        return JSONResponse({"status": "ok" if good else "unready", "checks": answers}, 200 if good else 503)
+    async def ready(self, request: Request) -> Response:
+        """Say for each edge whether a call could be served now: 200, or 503 with the kind of fault.
+
+        `?account=NAME` asks for one account alone.
+        """
+        asked = request.query_params.get("account")
+        if asked is not None and asked not in self.accounts:
+            return JSONResponse({"status": "unready", "checks": {f"account.{shown(asked)}": "unknown"}}, 503)
+        needed = await _asked_all(self.checks)
+        accounts = [
+            await _asked_all({f"account.{name}.{part}": check for part, check in parts.items()})
+            for name, parts in self.accounts.items()
+            if asked in (None, name)
+        ]
+        issuers = await _asked_all({f"issuer.{name}": check for name, check in self.issuers.items()})
+        good = _all_well(needed) and any(map(_all_well, accounts))
+        whole = good and all(map(_all_well, accounts)) and _all_well(issuers)
+        answers = {name: answer for told in (needed, *accounts, issuers) for name, answer in told.items()}
+        return JSONResponse(
+            {"status": "ok" if whole else "degraded" if good else "unready", "checks": answers}, 200 if good else 503
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,27 +302,6 @@ def accepts_problem(headers: Pairs) -> bool:
     return any(name == b"accept" and b"application/problem+json" in value.lower() for name, value in headers)
 
 
-def _arrival(headers: Pairs, body: bytes, received_at: float) -> Arrival:
-    authorization: list[str] = []
-    api_keys: list[str] = []
-    traceparent = None
-    for name, value in headers:
-        if name == b"authorization":
-            authorization.append(value.decode("latin-1"))
-        elif name == b"x-api-key":
-            api_keys.append(value.decode("latin-1"))
-        elif name == b"traceparent":
-            traceparent = _TRACEPARENT.fullmatch(value.decode("latin-1"))
-    return Arrival(
-        request_id(headers),
-        received_at,
-        body,
-        tuple(authorization),
-        tuple(api_keys),
-        traceparent[1] if traceparent else None,
-    )
-
-
 def _rendered(outcome: Outcome, problem_json: bool) -> tuple[bytes, bytes]:
     if not problem_json or outcome.slug == "success":
         return b"application/json; charset=utf-8", msgspec.json.encode(outcome.body)
@@ -266,7 +330,15 @@ async def _send(send: Send, status: int, headers: Pairs, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _asked(check: Callable[[], Awaitable[None]]) -> str:
+async def _asked_all(checks: Mapping[str, Check]) -> dict[str, str]:
+    return {name: await _asked(check) for name, check in checks.items()}
+
+
+def _all_well(answers: Mapping[str, str]) -> bool:
+    return all(answer == "ok" for answer in answers.values())
+
+
+async def _asked(check: Check) -> str:
     try:
         await check()
     except Exception as error:

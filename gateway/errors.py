@@ -56,7 +56,25 @@ class Problem(Enum):
     vendor_credential_sent = _mine(
         401, f"The body holds a credential that is not an internal key; the vendor's is never sent here. {_SEND_KEY}", 1014
     )
+    token_refused = _mine(401, "The workload's token was not accepted. Send a fresh one made for this gateway.", 1014)
+    signature_refused = _mine(401, "The request's signature was not accepted.", 1014)
+    signature_replayed = _mine(401, "This signed request was made before. Sign each request with a new nonce.", 1014)
+    identity_unavailable = _mine(
+        503, "The keys that prove workloads cannot be had now, so the call was not made. Try again shortly.", retry=True
+    )
     scope_missing = _mine(403, "This key has no scope for the operation. Ask the gateway's operators for it.", 1015)
+    account_not_permitted = _mine(
+        403,
+        "This service and its key may not use that vendor account. Name another as 'X-Gateway-Account', "
+        "or ask the gateway's operators for it.",
+        1015,
+    )
+    source_not_permitted = _mine(
+        403, "This key is not bound to the network the request came from. Ask the gateway's operators for it.", 1015
+    )
+    number_not_permitted = _mine(
+        403, "This key is not bound to numbers that begin like this one. Ask the gateway's operators for it.", 1015
+    )
 
     # Is it a call we serve
     body_too_large = _mine(413, "The body is too large. Send only the fields of one unset call.", 1047)
@@ -95,6 +113,12 @@ class Problem(Enum):
     # Talking to the vendor
     upstream_unreachable = _mine(502, "The vendor could not be reached; the call was not made.", retry=True)
     upstream_tls_failed = _mine(502, "The vendor's TLS certificate was not accepted; the call was not made.")
+    upstream_credentials_rejected = _mine(
+        503,
+        "The vendor rejects every credential of the account, so the call was not carried out; yours is fine. "
+        "The gateway's operators have to act.",
+        retry=True,
+    )
     upstream_timeout = _mine(
         504, "The vendor did not answer in time; whether it acted is not known.", retry=True, result="unknown"
     )

@@ -12,8 +12,10 @@ import hmac
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from gateway.model import Bindings
 
 PREFIX: Final = "gk_"
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -33,25 +35,65 @@ class Presented:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyEntry:
-    """What the registry knows of one key."""
+class KeyVersion:
+    """One secret of a key, or one public key; rotation adds the next and gives the one before an end."""
 
-    key_id: str
-    service: str
-    digest: str
-    scopes: frozenset[str]
+    number: int
+    """1 for the first, rising by one with each rotation."""
     created_at: float
     """Unix seconds."""
+    digest: str = ""
+    """Of the secret; empty for a public key."""
+    public_key: str = ""
+    """PEM; empty for a secret."""
     expires_at: float | None = None
     """Unix seconds; None: never."""
     revoked_at: float | None = None
     """Unix seconds; None: not revoked."""
     created_by: str = ""
+
+    def state(self, now: float) -> Literal["live", "expired", "revoked"]:
+        """Say what may be done with it at an instant in Unix seconds."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.expires_at is not None and self.expires_at <= now else "live"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    """What the registry knows of one key. Its id stays the same through every rotation."""
+
+    key_id: str
+    service: str
+    versions: tuple[KeyVersion, ...]
+    """Oldest first; at least one."""
+    bindings: Bindings = Bindings()
     note: str = ""
 
-    def matches(self, presented: Presented) -> bool:
-        """Compare the digests in constant time."""
-        return hmac.compare_digest(self.digest, presented.digest)
+    def version_of(self, presented: Presented) -> KeyVersion | None:
+        """Return the version whose secret was shown; every digest is compared, in constant time."""
+        found = None
+        for version in self.versions:
+            if hmac.compare_digest(version.digest, presented.digest):
+                found = version
+        return found
+
+    def rotated(self, fresh: KeyVersion, overlap_seconds: float) -> KeyEntry:
+        """Return the key with one more version; those before it end after the overlap, or earlier if they would anyway."""
+        end = fresh.created_at + overlap_seconds
+        ending = tuple(
+            replace(version, expires_at=end if version.expires_at is None else min(end, version.expires_at))
+            for version in self.versions
+        )
+        return replace(self, versions=(*ending, fresh))
+
+    def revoked(self, at: float, number: int | None = None) -> KeyEntry:
+        """Return the key with one version revoked, or with all of them."""
+        versions = tuple(
+            replace(version, revoked_at=at) if number in (None, version.number) and version.revoked_at is None else version
+            for version in self.versions
+        )
+        return replace(self, versions=versions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +133,16 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def mint(choose: Callable[[str], str], *, environment: str = "live") -> tuple[str, str, str]:
-    """Make a key: (whole key, id, secret). `choose` picks one character, by a cryptographic source."""
-    key_id = "".join(choose(_ALPHABET[:10] + _ALPHABET[36:]) for _ in range(_ID_LENGTH))
+def mint_id(choose: Callable[[str], str]) -> str:
+    """Make the id of a key. `choose` picks one character, by a cryptographic source."""
+    return "".join(choose(_ALPHABET[:10] + _ALPHABET[36:]) for _ in range(_ID_LENGTH))
+
+
+def mint(choose: Callable[[str], str], key_id: str, *, environment: str = "live") -> tuple[str, str]:
+    """Make a secret of a key: (whole key, secret)."""
     bare = "".join(choose(_ALPHABET) for _ in range(_SECRET_LENGTH))
     secret = bare + _checksum(key_id, bare)
-    return f"{PREFIX}{environment}_{key_id}_{secret}", key_id, secret
+    return f"{PREFIX}{environment}_{key_id}_{secret}", secret
 
 
 def _checksum(key_id: str, bare: str) -> str:

@@ -17,6 +17,10 @@ Operation = Literal["end", "reschedule"]
 OPERATIONS: Final[tuple[Operation, ...]] = ("end", "reschedule")
 """What a caller may be allowed to ask for: end a masking at once, or change when it ends."""
 
+Slot = Literal["primary", "secondary"]
+SLOTS: Final[tuple[Slot, ...]] = ("primary", "secondary")
+"""The places of an account's credentials. One of them is active, the other stands by; the first is active at first."""
+
 
 class Secret:
     """A value that is used but never shown: it prints as `Secret(…)` and refuses to be copied into bytes."""
@@ -43,6 +47,23 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class SignedMessage:
+    """What an HTTP message signature (RFC 9421) may cover of a request."""
+
+    method: str
+    scheme: str
+    """`http` or `https`, as the caller saw it."""
+    authority: str
+    """The Host header."""
+    path: str
+    """As sent, percent-encoding kept."""
+    query: str
+    """As sent, without the question mark."""
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    """Lower-case names, in order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """The raw inbound request with its instant and id; nothing in it is trusted yet."""
 
@@ -58,6 +79,35 @@ class Arrival:
     """Every `X-API-Key` header, in order."""
     trace_id: str | None = None
     """32 hex digits of a valid W3C `traceparent`, or None."""
+    source: str = ""
+    """IP address the request came from, as far as trusted proxies tell; empty where there is none."""
+    account: str | None = None
+    """The vendor account asked for by `X-Gateway-Account`, or None."""
+    message: SignedMessage | None = field(default=None, repr=False)
+    """What a signature may cover; None where none was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bindings:
+    """What a caller's proof is good for. An empty tuple binds nothing."""
+
+    scopes: frozenset[str] = frozenset(OPERATIONS)
+    """Operations that may be asked for."""
+    accounts: tuple[str, ...] = ()
+    """Vendor accounts that may be used."""
+    networks: tuple[str, ...] = ()
+    """Networks in CIDR notation that requests may come from."""
+    prefixes: tuple[str, ...] = ()
+    """`+` and digits that every number of a call must begin with one of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nonce:
+    """What makes a signed request good for one call."""
+
+    value: str = field(repr=False)
+    expires_at: float
+    """Unix seconds after which the signature itself is too old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +115,19 @@ class Caller:
     """An authenticated service and what it may ask for."""
 
     principal: str
-    """The service the key belongs to, as written in records."""
+    """The service, as written in records."""
     key_id: str
-    scopes: frozenset[str]
+    """Of its key; of a workload, the name of its entry in the settings."""
+    bindings: Bindings
+    proof: Literal["key", "token", "signature"] = "key"
+    key_version: int | None = None
+    """Which of the key's secrets was shown; None for a workload."""
+    nonce: Nonce | None = None
+    """To be spent with the call; None where the proof is no signature."""
 
     def may(self, operation: Operation) -> bool:
-        """Say whether the key's scopes cover the operation."""
-        return operation in self.scopes
+        """Say whether the scopes cover the operation."""
+        return operation in self.bindings.scopes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +144,10 @@ class PhoneNumber:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An authenticated and validated operation."""
+    """An authenticated and validated operation on one vendor account."""
 
     caller: Caller
+    account: str
     operation: Operation
     numbers: Mapping[str, PhoneNumber]
     """Keyed by field name (`m1`, `m2`, `mask`), in that order; at least one."""
@@ -150,13 +207,46 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Outdated:
+    """The ledger's word that a call was decided by what is no longer so. Nothing was charged or recorded."""
+
+    epoch: int
+    """Epoch the copy of the keys must have reached."""
+    active: Slot
+    """The slot whose credential is to be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class VendorCredential:
+    """What the vendor wants of us. Either `ssid`, or `user_id` with `token`: its documentation forbids both forms."""
+
+    slot: Slot
+    version: str
+    """Names this value in records without telling it: equal for equal values on every replica."""
+    ssid: Secret | None = None
+    user_id: Secret | None = None
+    token: Secret | None = None
+    forms: tuple[str, ...] = field(default=(), repr=False)
+    """Every form of its secrets, to be removed from whatever the vendor answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at the vendor, as records name it."""
+
+    number: int
+    """1, or 2 where the vendor had rejected the first credential."""
+    slot: Slot
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamRequest:
     """The call as the vendor wants it, with the vendor's credential inside."""
 
     body: bytes
-    credential_version: str
     scrub: tuple[str, ...]
-    """Every form of the injected secrets, to be removed from whatever the vendor answers."""
+    """The credential's forms."""
 
     def __repr__(self) -> str:
         return f"UpstreamRequest({len(self.body)} bytes)"

@@ -36,6 +36,17 @@ def describe_api(version: str) -> dict[str, Any]:
                     },
                 )
             },
+            "/metrics": {
+                "get": {
+                    "operationId": "metrics",
+                    "summary": "For Prometheus, from the networks that may read it.",
+                    "security": [],
+                    "responses": {
+                        "200": {"description": "Gauges.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                        "403": {"description": "Not from here.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                    },
+                }
+            },
             "/openapi.json": {
                 "get": {
                     "operationId": "openapi",
@@ -52,8 +63,18 @@ def describe_api(version: str) -> dict[str, Any]:
 
 
 _SECURITY = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer gk_…`"},
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "`Authorization: Bearer gk_…`, or the JWT of a workload's platform",
+    },
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "signature": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Signature",
+        "description": "RFC 9421, with `Signature-Input` and `Content-Digest`; covers `@method`, `@target-uri`, `content-digest`",
+    },
 }
 
 _HEADERS = {
@@ -95,7 +116,15 @@ def _unset() -> dict[str, Any]:
         "summary": "End a masking, or change when it ends.",
         "description": "No expiry field, or a negative duration, ends the masking at once. The body is read as JSON whatever "
         "its content type. The key may also come in the body: as `ssid`, or its id as `userId` and its secret as `token`.",
-        "security": [{"bearer": []}, {"apiKey": []}, {}],
+        "security": [{"bearer": []}, {"apiKey": []}, {"signature": []}, {}],
+        "parameters": [
+            {
+                "name": "X-Gateway-Account",
+                "in": "header",
+                "description": "The vendor account, where the service may use several; the first of them if not given.",
+                "schema": {"type": "string"},
+            }
+        ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Unset"}}}},
         "responses": responses,
     }
@@ -187,7 +216,7 @@ def _schemas() -> dict[str, Any]:
         "Health": {
             "type": "object",
             "properties": {
-                "status": {"enum": ["ok", "unready"]},
+                "status": {"enum": ["ok", "degraded", "unready"]},
                 "checks": {"type": "object", "additionalProperties": {"type": "string"}},
             },
             "required": ["status"],

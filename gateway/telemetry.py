@@ -13,7 +13,7 @@ import structlog
 
 from gateway.audit import Record, rfc3339
 
-_EVENTS: Final = {"intent": "call.admitted", "outcome": "call.answered", "refusal": "call.refused"}
+_EVENTS: Final = {"intent": "call.admitted", "outcome": "call.answered", "refusal": "call.refused", "change": "settings.changed"}
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
 
 Logger = structlog.typing.FilteringBoundLogger
@@ -50,6 +50,10 @@ class LogObserver:
     def recorded(self, record: Record) -> None:
         """Write one line."""
         self._logger.info(_EVENTS[record.stage], **msgspec.to_builtins(record))
+
+    def alarm(self, event: str, **facts: str) -> None:
+        """Write one line that somebody should look at."""
+        self._logger.error(event, **facts)
 
     def failed(self, request_id: str, error: Exception) -> None:
         """Write where an unforeseen error was raised: its type and place, never its text."""

@@ -42,14 +42,14 @@ PROBLEMS: Final[tuple[tuple[type[httpx.TransportError], Problem], ...]] = (
 class HttpUpstream:
     """The vendor, over any httpx transport."""
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, settings: Settings, brand: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """Opens nothing. Raises: OSError when the certificate authorities cannot be read."""
         self._transport = transport or PooledTransport(
             connections_max=settings.connections_max,
             idle_seconds=settings.idle_seconds,
             verify=ssl.create_default_context(cafile=settings.ca_file or None),
         )
-        self._url = httpx.URL(settings.brand + UNSET_PATH)
+        self._url = httpx.URL(brand + UNSET_PATH)
         self._headers = httpx.Headers({**_HEADERS, "Host": self._url.netloc.decode()})
         self._answer_bytes_max = settings.answer_bytes_max
         self._total_seconds = settings.total_timeout_ms / 1000

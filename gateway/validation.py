@@ -30,10 +30,10 @@ class Validator:
 
     settings: Validation
 
-    def validate(self, document: Document, caller: Caller) -> Call:
+    def validate(self, document: Document, caller: Caller, account: str) -> Call:
         """Return the call the caller asks for.
 
-        Raises: Refusal with the field at fault and the fix, or `scope_missing`.
+        Raises: Refusal with the field at fault and the fix, `scope_missing` or `number_not_permitted`.
         """
         if document.fault is not None:
             raise document.fault
@@ -51,7 +51,8 @@ class Validator:
                 operation=operation,
                 detail=f"This key has no scope '{operation}'. Ask the gateway's operators for it.",
             )
-        return Call(caller, operation, numbers, time, duration)
+        _refuse_unbound(numbers, caller.bindings.prefixes)
+        return Call(caller, account, operation, numbers, time, duration)
 
     def _refuse_unknown(self, fields: Mapping[str, Any]) -> None:
         if fields.keys() <= _TAKEN or self.settings.unknown_fields == "drop":
@@ -94,6 +95,16 @@ class Validator:
                 f"or in the home format of {self.settings.default_region}.",
             )
         return number
+
+
+def _refuse_unbound(numbers: Mapping[str, PhoneNumber], prefixes: tuple[str, ...]) -> None:
+    for name, number in numbers.items():
+        if prefixes and not number.e164.startswith(prefixes):
+            raise Refusal(
+                Problem.number_not_permitted,
+                field=name,
+                detail=f"This key is not bound to numbers that begin like '{name}'. Ask the gateway's operators for it.",
+            )
 
 
 def _duration(value: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import secrets
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from gateway.config import Credential, SecretReference
-from gateway.credentials import VendorCredential
-from gateway.model import Secret
+from gateway.credentials import forms_of
+from gateway.model import Secret, Slot, VendorCredential
 
 _COMMAND_SECONDS: Final = 10
-_LOOK_EVERY_SECONDS: Final = 1.0
+_LOOK_EVERY_SECONDS: Final = 0.4
 
 
 class SecretUnreadable(Exception):
@@ -45,8 +46,8 @@ def read_secret(reference: SecretReference, environ: Mapping[str, str]) -> Secre
 
 
 def open_to_others(path: str) -> bool:
-    """Say whether a secret's file can be read by anyone on the machine."""
-    return bool(Path(path).stat().st_mode & stat.S_IROTH)
+    """Say whether a secret's file can be read by anyone on the machine, or written by anyone but its owner."""
+    return bool(Path(path).stat().st_mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP))
 
 
 def make_secret_file(path: Path) -> None:
@@ -66,67 +67,107 @@ def make_secret_file(path: Path) -> None:
         made.unlink()
 
 
-class FileVault:
-    """Keeps the vendor's credential; a changed file is taken up within a second, a broken one leaves the last good."""
+class Vault:
+    """Keeps the credentials of one account.
+
+    A changed file is taken up within about a second, and a command's answer when it is run again; what is broken or
+    half-written leaves the last good value in use.
+    """
 
     def __init__(
         self,
-        settings: Credential,
+        slots: Mapping[Slot, Credential],
         environ: Mapping[str, str],
         version_key: Secret,
-        clock: Callable[[], float] = time.monotonic,
+        command_seconds: float,
+        changed: Callable[[Slot, str, str], None],
     ) -> None:
-        """`version_key` keys the digest that names a value in records. Raises: SecretUnreadable."""
-        self._references = {
-            name: reference for name in ("ssid", "user_id", "token") if (reference := getattr(settings, name)) is not None
-        }
-        self._files = [ref.target[0] for ref in self._references.values() if ref.source == "file"]
+        """`version_key` keys the digest that names a value in records.
+
+        `changed(slot, version, why)` is told of every new value, and of readings that failed: `why` is not empty then.
+        Raises: SecretUnreadable when not one credential can be read.
+        """
+        self._slots = {slot: _references(credential) for slot, credential in slots.items() if credential.given}
         self._environ = environ
         self._version_key = version_key
-        self._clock = clock
-        self._seen = self._stamps()
-        self._looked_at = clock()
-        self._current = self._read()
+        self._command_seconds = command_seconds
+        self._changed = changed
+        self._seen = {slot: self._stamps(slot) for slot in self._slots}
+        self._loaded: dict[Slot, VendorCredential] = {}
+        self._why: dict[Slot, str] = {}
+        for slot in self._slots:
+            self._read(slot)
+        if not self._loaded:
+            raise SecretUnreadable("; ".join(self._why.values()))
 
-    def current(self) -> tuple[VendorCredential, tuple[str, ...]]:
-        """Return the credential and the forms it may take in an answer."""
-        if self._files and self._clock() - self._looked_at >= _LOOK_EVERY_SECONDS:
-            self._looked_at = self._clock()
-            stamps = self._stamps()
-            if stamps != self._seen:
-                self._reread(stamps)
-        return self._current
+    @property
+    def loaded(self) -> Mapping[Slot, VendorCredential]:
+        """The credentials there are, by slot."""
+        return self._loaded
 
     def ping(self) -> None:
-        """Raise SecretUnreadable when the credential could not be read again now."""
-        if self._files:
-            self._read()
+        """Raise SecretUnreadable when a credential in use could not be read again."""
+        if self._why:
+            raise SecretUnreadable("; ".join(self._why.values()))
 
-    def _reread(self, stamps: list[tuple[int, int]]) -> None:
+    async def watch(self) -> None:
+        """Look for new values for ever; to be cancelled."""
+        moved: dict[Slot, list[_Stamp]] = {}
+        commands_at = time.monotonic() + self._command_seconds
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_SECONDS)
+            due = time.monotonic() >= commands_at
+            if due:
+                commands_at = time.monotonic() + self._command_seconds
+            for slot, references in self._slots.items():
+                stamps = self._stamps(slot)
+                # A file that is still being written changes again until the next look; half a secret is not taken.
+                settled = stamps != self._seen[slot] and moved.get(slot) == stamps
+                moved[slot] = stamps
+                if settled or (due and any(reference.source == "command" for reference in references.values())):
+                    await asyncio.to_thread(self._read, slot)
+
+    def _read(self, slot: Slot) -> None:
+        before = self._stamps(slot)
         try:
-            self._current = self._read()
-        except SecretUnreadable:
-            return  # Half-written: the last good value stays, and the next look tries again.
-        self._seen = stamps
-
-    def _read(self) -> tuple[VendorCredential, tuple[str, ...]]:
-        values = {name: read_secret(reference, self._environ) for name, reference in self._references.items()}
+            values = {name: read_secret(reference, self._environ) for name, reference in self._slots[slot].items()}
+        except SecretUnreadable as error:
+            if self._why.get(slot) != str(error):
+                self._why[slot] = str(error)
+                self._changed(slot, "", str(error))
+            return
+        if self._stamps(slot) != before:
+            return  # Exchanged while being read: an id of before and a token of after would be no pair.
+        self._seen[slot] = before
+        self._why.pop(slot, None)
         mac = hmac.new(self._version_key.reveal().encode(), digestmod=hashlib.sha256)
         for name, value in sorted(values.items()):
             mac.update(f"{name}={value.reveal()};".encode())
-        credential = VendorCredential(f"active-{mac.hexdigest()[:8]}", **values)
-        return credential, credential.forms()
+        hidden = [value for name, value in values.items() if name != "user_id"]
+        fresh = VendorCredential(slot, mac.hexdigest()[:8], **values, forms=forms_of(hidden))
+        if slot not in self._loaded or self._loaded[slot].version != fresh.version:
+            self._loaded[slot] = fresh
+            self._changed(slot, fresh.version, "")
 
-    def _stamps(self) -> list[tuple[int, int]]:
+    def _stamps(self, slot: Slot) -> list[_Stamp]:
         # The inode too: Kubernetes and careful people replace the file behind a link, and the time may be the same.
         stamps = []
-        for path in self._files:
+        for reference in self._slots[slot].values():
+            if reference.source != "file":
+                continue
             try:
-                status = Path(path).stat()
-                stamps.append((status.st_mtime_ns, status.st_ino))
+                status = Path(reference.target[0]).stat()
+                stamps.append((status.st_mtime_ns, status.st_ino, status.st_size))
             except OSError:
-                stamps.append((0, 0))
+                stamps.append((0, 0, 0))
         return stamps
+
+
+_Stamp = tuple[int, int, int]
+
+
+def _references(credential: Credential) -> dict[str, SecretReference]:
+    return {name: reference for name in ("ssid", "user_id", "token") if (reference := getattr(credential, name)) is not None}
 
 
 def _file(path: str) -> str:

@@ -153,6 +153,9 @@ class Stack:
         audit: str = "",
         log: str = "",
         credential: str = 'ssid = { env = "VENDOR_SSID" }',
+        secondary: str = "",
+        rejections: int = 1000,
+        more: str = "",
         sandbox: tuple[str, ...] = (),
         workers: int = 1,
         environ: dict[str, str] | None = None,
@@ -163,6 +166,9 @@ class Stack:
         self._sections = {"redis": redis, "upstream": upstream, "validation": validation, "audit": audit, "log": log}
         self._server = server
         self._credential = credential
+        self._secondary = f"[accounts.test.secondary]\n{secondary}" if secondary else ""
+        self._more = more
+        self._rejections = rejections
         self._quotas = (
             quotas
             if quotas is not None
@@ -239,14 +245,17 @@ cors_origins = ["https://panel.example"]
 [redis]
 url = "{self.redis.url}"
 {self._sections["redis"]}
-[upstream]
+[accounts.test]
 brand = "{self.sandbox_url}"
-account = "test"
+[accounts.test.primary]
+{self._credential}
+{self._secondary}
+[upstream]
 read_timeout_ms = 1500
 total_timeout_ms = 3000
+rejections_to_switch = {self._rejections}
 {self._sections["upstream"]}
-[upstream.credential]
-{self._credential}
+{self._more.replace("SANDBOX", self.sandbox_url)}
 [validation]
 {self._sections["validation"]}
 {self._quotas}

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from gateway.app import read_pseudonym_key
-from gateway.cli.opened import Opened, UsageError, span, with_ledger
+from gateway.cli.opened import Opened, UsageError, span, with_store
 from gateway.ledger.connect import opened as opened_client
+from gateway.ledger.registry import TAG
 from gateway.ledger.store import Names
 from gateway.numbers import Pseudonyms, read_number
-from gateway.trail.search import Query, Row, Stream
+from gateway.trail.search import Query, Row, Trail
 from gateway.trail.table import record_table, show
 from gateway.vault import read_secret
 
@@ -32,6 +33,8 @@ def add_audit(parser: argparse.ArgumentParser, configured: argparse.ArgumentPars
     sought.add_argument("--number", help="in any way of writing it")
     sought.add_argument("--service")
     sought.add_argument("--key-id")
+    sought.add_argument("--account", help="one vendor account; all, and the changes of keys, if not given")
+    sought.add_argument("--source", help="IP address of the caller")
     sought.add_argument("--decision", choices=("allowed", "denied"))
     sought.add_argument("--result", choices=("answered", "refused", "failed", "unknown"))
     sought.add_argument("--code", type=int, help="the vendor's code")
@@ -51,23 +54,23 @@ def add_audit(parser: argparse.ArgumentParser, configured: argparse.ArgumentPars
 def _tail(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         query = _query(arguments, opened)
-        async with _stream(opened) as stream:
-            rows, last = await stream.newest(query, arguments.count)
+        async with _trail(arguments, opened) as trail:
+            rows, last = await trail.newest(query, arguments.count)
             _print(rows, arguments.json)
             if arguments.follow:
-                async for row in stream.follow(query, last, lambda: False):
+                async for row in trail.follow(query, last):
                     _print([row], arguments.json, heading=False)
         return 0
 
-    return with_ledger(arguments, work)
+    return with_store(arguments, work)
 
 
 def _search(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         query = _query(arguments, opened)
-        async with _stream(opened) as stream:
+        async with _trail(arguments, opened) as trail:
             rows = []
-            async for row in stream.search(query):
+            async for row in trail.search(query):
                 rows.append(row)
                 if arguments.json:
                     _print([row], arguments.json)
@@ -75,16 +78,19 @@ def _search(arguments: argparse.Namespace) -> int:
             _print(rows, arguments.json)
         return 0 if rows else 1
 
-    return with_ledger(arguments, work)
+    return with_store(arguments, work)
 
 
 @asynccontextmanager
-async def _stream(opened: Opened) -> AsyncIterator[Stream]:
-    """Open a connection to the audit stream, without the short time-outs of the hot path."""
+async def _trail(arguments: argparse.Namespace, opened: Opened) -> AsyncIterator[Trail]:
+    """Open a connection to the audit streams, without the short time-outs of the hot path."""
     settings = opened.settings
+    if arguments.account not in (None, *settings.accounts):
+        raise UsageError(f"--account: there is no [accounts.{arguments.account}]; there are {', '.join(settings.accounts)}")
+    accounts = [arguments.account] if arguments.account else [*settings.accounts, TAG]
     password = read_secret(settings.redis.password, os.environ) if settings.redis.password else None
     async with opened_client(settings.redis, password, read_seconds=_READ_SECONDS) as client:
-        yield Stream(client, Names(settings.upstream.account).audit)
+        yield Trail(client, [Names(account).audit for account in accounts])
 
 
 def _query(arguments: argparse.Namespace, opened: Opened) -> Query:
@@ -99,6 +105,7 @@ def _query(arguments: argparse.Namespace, opened: Opened) -> Query:
         pseudonym=pseudonym,
         service=arguments.service,
         key_id=arguments.key_id,
+        source=arguments.source,
         decision=arguments.decision,
         result=arguments.result,
         code=arguments.code,

@@ -1,116 +1,299 @@
-"""`gateway keys`: issue, list and revoke callers' keys."""
+"""`gateway keys`: issue, rotate, extend, list and revoke callers' keys."""
 
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
-import os
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from gateway import keys
-from gateway.cli.opened import Opened, UsageError, span, with_ledger
-from gateway.keys import KeyEntry
-from gateway.model import OPERATIONS
+from gateway import addresses, audit, keys, signatures
+from gateway.cli.opened import Opened, UsageError, operator, span, with_store
+from gateway.config import PREFIX
+from gateway.keys import KeyEntry, KeyVersion
+from gateway.ledger.registry import TAG, Changed, KeyUse
+from gateway.model import OPERATIONS, Bindings
 from gateway.trail.table import key_table, show
+
+_TRIES: Final = 5
+_DAY_SECONDS: Final = 86_400
+_ONCE: Final = "Shown once. Send it as 'Authorization: Bearer', as 'X-API-Key', as 'ssid', or as 'userId' and 'token'."
 
 
 def add_keys(parser: argparse.ArgumentParser, configured: argparse.ArgumentParser) -> None:
     """Add the subcommands to `gateway keys`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("issue", parents=[configured], help="make a key for a service; it is shown once")
+    made = argparse.ArgumentParser(add_help=False, parents=[configured])
+    made.add_argument("--expires", metavar="SPAN", help="e.g. 90d; never if not given")
+    made.add_argument("--public-key", metavar="FILE", help="PEM; requests are then signed with the private key")
+    made.add_argument("--environment", default="live", choices=("live", "test"))
+    made.add_argument("--json", action="store_true")
+
+    command = commands.add_parser("issue", parents=[made], help="make a key for a service; it is shown once")
     command.add_argument("service")
     command.add_argument("--scope", action="append", choices=OPERATIONS, help="may be given twice; both if not given")
-    command.add_argument("--expires", metavar="SPAN", help="e.g. 90d; never if not given")
+    command.add_argument("--account", action="append", default=[], help="vendor account it may use; the service's if not given")
+    command.add_argument("--network", action="append", default=[], help="network it may be used from, like 10.0.0.0/8")
+    command.add_argument("--prefix", action="append", default=[], help="beginning its numbers must have, like +9198")
     command.add_argument("--note", default="")
-    command.add_argument("--environment", default="live", choices=("live", "test"))
-    command.add_argument("--json", action="store_true")
     command.set_defaults(run=_issue)
-    command = commands.add_parser("list", parents=[configured], help="show every key, never a secret")
+
+    command = commands.add_parser("rotate", parents=[made], help="add a secret to a key; the old one ends after the overlap")
+    command.add_argument("key", metavar="SERVICE|ID")
+    command.add_argument("--overlap", metavar="SPAN", default="7d", help="how long both are good; 7d if not given")
+    command.set_defaults(run=_rotate)
+
+    command = commands.add_parser("extend", parents=[configured], help="change when a key, or one version of it, ends")
+    command.add_argument("key", metavar="ID[.VERSION]")
+    command.add_argument("span", metavar="SPAN", help="from now, e.g. 7d; or never")
+    command.set_defaults(run=_extend)
+
+    command = commands.add_parser("list", parents=[configured], help="show every key and its use, never a secret")
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=_list)
-    command = commands.add_parser("revoke", parents=[configured], help="end a key at once, everywhere")
-    command.add_argument("id")
+
+    command = commands.add_parser("revoke", parents=[configured], help="end a key, or one version of it, at once, everywhere")
+    command.add_argument("key", metavar="ID[.VERSION]")
     command.set_defaults(run=_revoke)
 
 
 def _issue(arguments: argparse.Namespace) -> int:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", arguments.service):
         raise UsageError("service: must be 1 to 64 letters, digits, '.', '_' or '-'")
-    now = time.time()
-    key, key_id, secret = keys.mint(secrets.choice, environment=arguments.environment)
-    entry = KeyEntry(
-        key_id=key_id,
-        service=arguments.service,
-        digest=keys.digest(secret),
-        scopes=frozenset(arguments.scope or OPERATIONS),
-        created_at=now,
-        expires_at=now + span(arguments.expires) if arguments.expires else None,
-        created_by=_operator(),
-        note=arguments.note,
-    )
 
     async def work(opened: Opened) -> int:
-        await opened.ledger.issue(entry)
-        if arguments.json:
-            print(json.dumps({"key": key, "id": key_id, "secret": secret, **_public(entry)}))
-        else:
-            print(f"key      {key}\nuserId   {key_id}\ntoken    {secret}")
-            print("Shown once. Send it as 'Authorization: Bearer', as 'X-API-Key', as 'ssid', or as 'userId' and 'token'.")
+        key_id = keys.mint_id(secrets.choice)
+        version, shown = _version(arguments, key_id, 1)
+        entry = KeyEntry(key_id, arguments.service, (version,), _bindings(arguments, opened), arguments.note)
+        await opened.registry.refresh()
+        await opened.registry.save(entry, _record("key.issued", entry, version))
+        return _shown(arguments, entry, version, shown)
+
+    return with_store(arguments, work)
+
+
+def _rotate(arguments: argparse.Namespace) -> int:
+    overlap = span(arguments.overlap)
+
+    async def work(opened: Opened) -> int:
+        shown: dict[str, str] = {}
+
+        def rotated(entry: KeyEntry) -> KeyEntry:
+            version, fresh = _version(arguments, entry.key_id, entry.versions[-1].number + 1)
+            shown.update(fresh)
+            return entry.rotated(version, overlap)
+
+        entry = await _change(opened, "key.rotated", lambda: _one_key(opened, arguments.key), rotated)
+        return _shown(arguments, entry, entry.versions[-1], shown)
+
+    return with_store(arguments, work)
+
+
+def _extend(arguments: argparse.Namespace) -> int:
+    end = None if arguments.span == "never" else time.time() + span(arguments.span)
+
+    async def work(opened: Opened) -> int:
+        def extended(entry: KeyEntry) -> KeyEntry:
+            number = _number(arguments.key, entry)
+            versions = tuple(
+                replace(version, expires_at=end) if number in (None, version.number) else version for version in entry.versions
+            )
+            return replace(entry, versions=versions)
+
+        entry = await _change(opened, "key.extended", lambda: _by_id(opened, arguments.key), extended)
+        ends = "never ends" if end is None else f"ends in {arguments.span}"
+        print(f"{arguments.key} of {entry.service} {ends}; what is revoked stays so")
         return 0
 
-    return with_ledger(arguments, work)
+    return with_store(arguments, work)
 
 
 def _list(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        await opened.ledger.refresh()
-        entries = sorted(opened.ledger.registry.entries.values(), key=lambda entry: (entry.service, entry.created_at))
+        await opened.registry.refresh()
+        uses = await opened.registry.uses()
+        entries = sorted(
+            opened.registry.current.entries.values(), key=lambda entry: (entry.service, entry.versions[0].created_at)
+        )
+        rows = [row for entry in entries for row in _rows(opened, entry, entries, uses)]
         if arguments.json:
-            for entry in entries:
-                print(json.dumps(_public(entry)))
+            for row in rows:
+                print(json.dumps(row))
         else:
-            show(key_table([_public(entry) for entry in entries]))
+            show(key_table(rows))
         return 0
 
-    return with_ledger(arguments, work)
+    return with_store(arguments, work)
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        await opened.ledger.refresh()
-        entry = opened.ledger.registry.entries.get(arguments.id)
-        if entry is None:
-            raise UsageError(f"id: there is no key '{arguments.id}'; see `gateway keys list`")
-        if entry.revoked_at is None:
-            await opened.ledger.issue(replace(entry, revoked_at=time.time()))
-        print(f"revoked {entry.key_id} of {entry.service}")
+        def revoked(entry: KeyEntry) -> KeyEntry:
+            return entry.revoked(time.time(), _number(arguments.key, entry))
+
+        # Also where it was revoked before: that time it may not have come into force everywhere.
+        entry = await _change(opened, "key.revoked", lambda: _by_id(opened, arguments.key), revoked)
+        upstream = opened.settings.upstream
+        longest = (upstream.pool_timeout_ms + 2 * upstream.total_timeout_ms) / 1000 + 1
+        left = await opened.registry.in_flight(entry.key_id, _number(arguments.key, entry), longest)
+        print(f"revoked {arguments.key} of {entry.service}; {left or 'no'} calls under it are still under way")
         return 0
 
-    return with_ledger(arguments, work)
+    return with_store(arguments, work)
 
 
-def _public(entry: KeyEntry) -> dict[str, Any]:
-    state = "revoked" if entry.revoked_at else "expired" if entry.expires_at and entry.expires_at <= time.time() else "live"
+async def _change(opened: Opened, what: str, find: Callable[[], KeyEntry], make: Callable[[KeyEntry], KeyEntry]) -> KeyEntry:
+    """Change a key as it is now, again from the start when somebody else changed it meanwhile."""
+    for _ in range(_TRIES):
+        await opened.registry.refresh()
+        entry = make(find())
+        try:
+            await opened.registry.save(entry, _record(what, entry, entry.versions[-1] if what == "key.rotated" else None))
+        except Changed:
+            continue
+        return entry
+    raise UsageError("somebody else is changing this key; try again")
+
+
+def _version(arguments: argparse.Namespace, key_id: str, number: int) -> tuple[KeyVersion, dict[str, str]]:
+    """Return a new version of a key, and what is shown of it once."""
+    now = time.time()
+    fresh = KeyVersion(
+        number, now, expires_at=now + span(arguments.expires) if arguments.expires else None, created_by=operator()
+    )
+    if arguments.public_key:
+        try:
+            pem = Path(arguments.public_key).read_text(encoding="ascii")
+            signatures.read_public_key(pem)
+        except ValueError as error:
+            raise UsageError(f"--public-key: {error}") from None
+        return replace(fresh, public_key=pem), {}
+    key, secret = keys.mint(secrets.choice, key_id, environment=arguments.environment)
+    return replace(fresh, digest=keys.digest(secret)), {"key": key, "secret": secret}
+
+
+def _bindings(arguments: argparse.Namespace, opened: Opened) -> Bindings:
+    for account in arguments.account:
+        if account not in opened.settings.accounts:
+            raise UsageError(f"--account: there is no [accounts.{account}]; there are {', '.join(opened.settings.accounts)}")
+    for network in arguments.network:
+        try:
+            addresses.read_network(network)
+        except ValueError:
+            raise UsageError(f"--network: '{network}' is not a network like 10.0.0.0/8") from None
+    for prefix in arguments.prefix:
+        if not re.fullmatch(PREFIX, prefix):
+            raise UsageError(f"--prefix: '{prefix}' is not the beginning of a number with country code, like +9198")
+    scopes = frozenset(arguments.scope or OPERATIONS)
+    return Bindings(scopes, tuple(arguments.account), tuple(arguments.network), tuple(arguments.prefix))
+
+
+def _one_key(opened: Opened, name: str) -> KeyEntry:
+    """Return the key of an id, or the only live one of a service. Raises: UsageError."""
+    entries = opened.registry.current.entries
+    if name in entries:
+        return entries[name]
+    now = time.time()
+    live = [
+        entry
+        for entry in entries.values()
+        if entry.service == name and any(version.state(now) == "live" for version in entry.versions)
+    ]
+    if len(live) == 1:
+        return live[0]
+    if not live:
+        raise UsageError(f"'{name}' is neither the id of a key nor a service that has a live one; see `gateway keys list`")
+    raise UsageError(f"{name} has several keys: name one by its id, {' or '.join(entry.key_id for entry in live)}")
+
+
+def _by_id(opened: Opened, text: str) -> KeyEntry:
+    entry = opened.registry.current.entries.get(text.partition(".")[0])
+    if entry is None:
+        raise UsageError(f"id: there is no key '{text}'; see `gateway keys list`")
+    _number(text, entry)
+    return entry
+
+
+def _number(text: str, entry: KeyEntry) -> int | None:
+    """Return the version in `id.version`, None where all are meant. Raises: UsageError."""
+    number = text.partition(".")[2]
+    if not number:
+        return None
+    if number not in {str(version.number) for version in entry.versions}:
+        raise UsageError(f"id: {entry.key_id} has no version '{number}'; see `gateway keys list`")
+    return int(number)
+
+
+def _record(what: str, entry: KeyEntry, version: KeyVersion | None) -> audit.Record:
+    return audit.change(
+        what,
+        at=time.time(),
+        request_id=secrets.token_hex(16),
+        account=TAG,
+        operator=operator(),
+        service=entry.service,
+        key_id=entry.key_id,
+        key_version=version.number if version else None,
+    )
+
+
+def _shown(arguments: argparse.Namespace, entry: KeyEntry, version: KeyVersion, shown: dict[str, str]) -> int:
+    if arguments.json:
+        print(json.dumps({**shown, **_public(entry, version)}))
+    elif shown:
+        print(f"key      {shown['key']}\nuserId   {entry.key_id}\ntoken    {shown['secret']}\n{_ONCE}")
+    else:
+        print(f"keyid    {entry.key_id}\nSign requests with the private key and this keyid (RFC 9421).")
+    return 0
+
+
+def _rows(opened: Opened, entry: KeyEntry, entries: list[KeyEntry], uses: dict[str, KeyUse]) -> list[dict[str, Any]]:
+    """Return what is listed of each version of a key."""
+    now = time.time()
+    of_service = [
+        f"{other.key_id}.{version.number}" for other in entries if other.service == entry.service for version in other.versions
+    ]
+    hour = sum(uses[name].last_hour for name in of_service if name in uses)
+    day = sum(uses[name].last_day for name in of_service if name in uses)
+    rows = []
+    for version in entry.versions:
+        use = uses.get(f"{entry.key_id}.{version.number}", KeyUse(None, 0, 0))
+        quiet_since = max(use.last_used_at or 0.0, version.created_at)
+        quiet = now - quiet_since >= opened.settings.keys.quiet_hours * 3600
+        ends_in = None if version.expires_at is None else version.expires_at - now
+        live = version.state(now) == "live"
+        rows.append(
+            _public(entry, version)
+            | {
+                "last_used_at": use.last_used_at,
+                "share_last_hour": round(use.last_hour / hour, 4) if hour else None,
+                "share_last_day": round(use.last_day / day, 4) if day else None,
+                "ends_soon": live and ends_in is not None and ends_in <= opened.settings.keys.expiry_warning_days * _DAY_SECONDS,
+                "safe_to_revoke": live and quiet,
+            }
+        )
+    return rows
+
+
+def _public(entry: KeyEntry, version: KeyVersion) -> dict[str, Any]:
     return {
         "id": entry.key_id,
+        "version": version.number,
         "service": entry.service,
-        "state": state,
-        "scopes": sorted(entry.scopes),
-        "created_at": entry.created_at,
-        "created_by": entry.created_by,
-        "expires_at": entry.expires_at,
-        "revoked_at": entry.revoked_at,
+        "proof": "signature" if version.public_key else "key",
+        "state": version.state(time.time()),
+        "scopes": sorted(entry.bindings.scopes),
+        "accounts": entry.bindings.accounts,
+        "networks": entry.bindings.networks,
+        "prefixes": entry.bindings.prefixes,
+        "created_at": version.created_at,
+        "created_by": version.created_by,
+        "expires_at": version.expires_at,
+        "revoked_at": version.revoked_at,
         "note": entry.note,
     }
-
-
-def _operator() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"

@@ -10,10 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gateway import __version__, check, config, demo, embedded
+from gateway import __version__, check, config, demo, embedded, leak_check
 from gateway.cli.audit import add_audit
 from gateway.cli.keys import add_keys
 from gateway.cli.opened import CONFIG_VARIABLE, UsageError, config_path, has_redis, read_settings
+from gateway.cli.upstream import add_upstream
 from gateway.config import WORKERS_MAX, ConfigError
 from gateway.embedded import EmbeddedError
 from gateway.errors import Refusal
@@ -60,10 +61,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--workers: must be from 1 to {WORKERS_MAX}")
     folder = embedded.state_folder(settings.server.state_dir, os.environ)
     embedded.make_folder(folder)
-    check.start_faults(settings, os.environ)
+    log = make_logger(settings.log.level)
+    check.start_faults(settings, os.environ, log)
     listener = bind(arguments.host or settings.server.host, settings.server.port if arguments.port is None else arguments.port)
     host, port = listener.getsockname()[:2]
-    log = make_logger(settings.log.level)
     store = None if has_redis(settings) else embedded.start(folder)
     try:
         if store is not None:
@@ -110,8 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--offline", action="store_true", help="ask neither Redis nor the vendor")
     command.set_defaults(run=_check)
 
+    command = commands.add_parser("leak-check", help="plant secrets and numbers, drive every path, search every sink")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=leak_check.run)
+
     commands.add_parser("sandbox", help="run the vendor's stand-in alone; see `gateway sandbox --help`", add_help=False)
-    add_keys(commands.add_parser("keys", help="issue, list and revoke callers' keys"), configured)
+    add_keys(commands.add_parser("keys", help="issue, rotate, extend, list and revoke callers' keys"), configured)
+    add_upstream(commands.add_parser("upstream", help="see, prove and change the vendor credential in use"), configured)
     add_audit(commands.add_parser("audit", help="read the audit trail"), configured)
     return parser
 

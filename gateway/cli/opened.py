@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import getpass
 import os
 import re
 import sys
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from gateway import demo, embedded
-from gateway.app import make_ledger
+from gateway.app import make_ledger, make_registry, make_vault, read_pseudonym_key
 from gateway.check import load
 from gateway.config import Settings
+from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import RedisLedger
 from gateway.telemetry import make_logger
+from gateway.vault import Vault
 
 CONFIG_VARIABLE: Final = "GATEWAY_CONFIG"
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -33,12 +36,26 @@ class Opened:
     """What a command works with, for as long as it runs."""
 
     settings: Settings
-    ledger: RedisLedger
+    registry: KeyRegistry
     folder: Path
+    stack: AsyncExitStack
+
+    async def ledger(self, account: str) -> RedisLedger:
+        """Return an account's ledger, closed when the command ends. Raises: UsageError."""
+        if account not in self.settings.accounts:
+            raise UsageError(f"--account: there is no [accounts.{account}]; there are {', '.join(self.settings.accounts)}")
+        ledger = make_ledger(self.settings, account, os.environ, make_logger("silent"), self.folder)
+        self.stack.push_async_callback(ledger.aclose)
+        return ledger
+
+    def vault(self, account: str) -> Vault:
+        """Return an account's credentials. Raises: SecretUnreadable."""
+        version_key = read_pseudonym_key(self.settings, os.environ, self.folder)
+        return make_vault(self.settings, account, os.environ, version_key, make_logger("silent"))
 
 
-def with_ledger(arguments: argparse.Namespace, work: Callable[[Opened], Awaitable[int]]) -> int:
-    """Run work on the ledger, on the embedded server where no Redis is configured."""
+def with_store(arguments: argparse.Namespace, work: Callable[[Opened], Awaitable[int]]) -> int:
+    """Run work on the keys and ledgers, on the embedded server where no Redis is configured."""
     settings, _ = read_settings(arguments, beside_demo=True)
     folder = embedded.state_folder(settings.server.state_dir, os.environ)
 
@@ -51,11 +68,19 @@ def with_ledger(arguments: argparse.Namespace, work: Callable[[Opened], Awaitabl
                 opened = replace(settings, redis=replace(settings.redis, url=store.url))
             # A person waits here, so a slow answer is better than none.
             opened = replace(opened, redis=replace(opened.redis, timeout_ms=max(3000, opened.redis.timeout_ms)))
-            ledger = make_ledger(opened, os.environ, make_logger("silent"), folder)
-            stack.push_async_callback(ledger.aclose)
-            return await work(Opened(opened, ledger, folder))
+            registry = make_registry(opened, os.environ)
+            stack.push_async_callback(registry.aclose)
+            return await work(Opened(opened, registry, folder, stack))
 
     return asyncio.run(run())
+
+
+def operator() -> str:
+    """Return who runs the command, as records name them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def read_settings(arguments: argparse.Namespace, *, beside_demo: bool = False) -> tuple[Settings, Path]:

@@ -1,4 +1,4 @@
-"""The ledger itself: admits, settles, and keeps the copy of the key registry that this process decides by."""
+"""The ledger of one vendor account: admits, settles, and agrees with every other process on the slot in use."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from redis.exceptions import NoScriptError
 
 from gateway.audit import Record
 from gateway.errors import Problem, Refusal
-from gateway.keys import KeyEntry, Registry
 from gateway.ledger.batch import Batch, LedgerDown
 from gateway.ledger.connect import Connection
 from gateway.ledger.journal import Journal
-from gateway.model import Admission, Call, Charge, Meter, Verdict
+from gateway.model import SLOTS, Admission, Call, Caller, Charge, Meter, Outdated, Slot, Verdict
 
 _ADMIT: Final = (resources.files("gateway.ledger") / "admit.lua").read_text(encoding="utf-8")
 _ADMIT_SHA: Final = hashlib.sha1(_ADMIT.encode(), usedforsecurity=False).hexdigest()
+# KEYS: active slot, audit stream. ARGV: the slot it must be now ('' for any), the slot it becomes, the record.
+_SWITCH: Final = """
+local now = redis.call('GET', KEYS[1]) or 'primary'
+if (ARGV[1] ~= '' and ARGV[1] ~= now) or ARGV[2] == now then return {0, now} end
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('XADD', KEYS[2], '*', 'r', ARGV[3])
+return {1, ARGV[2]}
+"""
 _DRAIN_EVERY_SECONDS: Final = 0.5
 _DRAIN_AT_ONCE: Final = 500
 
@@ -31,10 +38,11 @@ class Names:
 
     def __init__(self, account: str) -> None:
         base = f"gw:{{{account}}}:"
-        self.keys = base + "keys"
         self.epoch = base + "epoch"
+        self.slot = base + "slot"
         self.audit = base + "audit"
         self.open = base + "open"
+        self.nonce = base + "nonce"
 
 
 class RedisLedger:
@@ -49,8 +57,10 @@ class RedisLedger:
         timeout_seconds: float,
         now: Callable[[], float],
         changed: Callable[[bool, str], None],
+        clock: Callable[[], float],
     ) -> None:
-        """Opens nothing. `now` is a monotonic clock in seconds; `changed(up, why)` is told of outages."""
+        """Opens nothing. `now` is a monotonic clock, `clock` gives Unix seconds; `changed(up, why)` is told of outages."""
+        self._clock = clock
         self._connection = connection
         self._names = Names(account)
         self.writer = writer
@@ -58,21 +68,11 @@ class RedisLedger:
         self._seq = 0
         self.journal = journal
         self._batch = Batch(connection.client, timeout_seconds, connection.reconnect, changed, now)
-        self._registry = Registry(epoch=-1, entries={})
         self._drainer: asyncio.Task[None] | None = None
 
-    @property
-    def registry(self) -> Registry:
-        """The keys as last read; epoch -1 before the first reading."""
-        return self._registry
-
     async def open(self) -> None:
-        """Read the keys if Redis is there, and start carrying the journal over whenever it is."""
+        """Start carrying the journal over whenever Redis is there."""
         self._drainer = asyncio.create_task(self._drain_for_ever())
-        try:
-            await self.refresh()
-        except Refusal:
-            return  # Not ready yet, which readiness tells; every call asks again.
 
     async def aclose(self) -> None:
         """Write what is still to be written, to Redis or the journal, and close."""
@@ -86,44 +86,60 @@ class RedisLedger:
         await self._connection.aclose()
 
     async def ping(self) -> None:
-        """Raise LedgerDown when Redis does not answer, or the keys were never read."""
+        """Raise LedgerDown when Redis does not answer."""
         await self._batch.submit("PING")
-        if self._registry.epoch < 0:
-            await self.refresh()
 
-    async def refresh(self) -> bool:
-        """Read the keys again if they changed; say whether they did. Raises: Refusal `ledger_unavailable`."""
-        try:
-            # Epoch before entries: a change in between leaves an old epoch, which the next admission sends back.
-            epoch = int(await self._batch.submit("GET", self._names.epoch) or 0)
-            if epoch == self._registry.epoch:
-                return False
-            raw = await self._batch.submit("HGETALL", self._names.keys)
-        except LedgerDown as down:
-            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
-        self._registry = Registry(epoch, {key.decode(): read_entry(key.decode(), entry) for key, entry in pairs(raw)})
-        return True
+    async def admit(
+        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None
+    ) -> Admission | Verdict | Outdated:
+        """Charge every quota, spend the nonce and record the intent in one script, or do nothing.
 
-    async def admit(self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int) -> Admission | Verdict | None:
-        """Charge every quota and record the intent in one script, or do neither; None: the keys are newer.
-
-        Raises: Refusal `ledger_unavailable`. The intent may then still have been recorded; the refusal names it.
+        `epoch` and `active` are what the call was decided by; an `active` of None is not compared.
+        Raises: Refusal `ledger_unavailable`, `signature_replayed`. In the first case the intent may still have been
+        recorded; the refusal names it.
         """
         self._sign(intent)
-        keys = [self._names.epoch, self._names.audit, self._names.open, *(charge.key for charge in charges)]
+        nonce, nonce_ms = self._nonce(call.caller)
+        names = self._names
+        keys = [names.epoch, names.slot, names.audit, names.open, nonce, *(charge.key for charge in charges)]
         drawn = [figure for charge in charges for figure in (charge.interval_us, charge.tolerance_us)]
-        operands = (len(keys), *keys, epoch, intent.id, msgspec.json.encode(intent), *drawn)
+        what_stays_open = f"{call.caller.key_id}.{call.caller.key_version or 0}"
+        arguments = (epoch, active or "", intent.id, what_stays_open, msgspec.json.encode(intent), nonce_ms, *drawn)
+        operands = (len(keys), *keys, *arguments)
         try:
             try:
-                status, now, *times = await self._batch.submit("EVALSHA", _ADMIT_SHA, *operands)
+                status, *answer = await self._batch.submit("EVALSHA", _ADMIT_SHA, *operands)
             except NoScriptError:  # A restart or failover forgot it; nothing was run, so this is no second try.
-                status, now, *times = await self._batch.submit("EVAL", _ADMIT, *operands)
+                status, *answer = await self._batch.submit("EVAL", _ADMIT, *operands)
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down), intent=intent.id) from None
-        if status == b"stale":
-            return None
+        if status == b"outdated":
+            return Outdated(int(answer[0]), _slot(answer[1]))
+        if status == b"replayed":
+            raise Refusal(Problem.signature_replayed)
+        now, *times = answer
         verdict = _verdict(charges, now, times, admitted=status == b"admitted")
         return Admission(call, intent.id, verdict) if status == b"admitted" else verdict
+
+    async def switch(self, before: Slot | None, after: Slot, record: Record) -> Slot:
+        """Make a slot the active one for every process, if `before` still is (None: whichever is), and record it.
+
+        Returns the slot that is active now. Raises: Refusal `ledger_unavailable`.
+        """
+        self._sign(record)
+        operands = (2, self._names.slot, self._names.audit, before or "", after, msgspec.json.encode(record))
+        try:
+            _, active = await self._batch.submit("EVAL", _SWITCH, *operands)
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+        return _slot(active)
+
+    async def active(self) -> Slot:
+        """Return the active slot. Raises: Refusal `ledger_unavailable`."""
+        try:
+            return _slot(await self._batch.submit("GET", self._names.slot))
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
 
     def settle(self, record: Record) -> None:
         """Send an outcome or a refusal; what Redis does not take goes to the journal."""
@@ -135,16 +151,13 @@ class RedisLedger:
             self._batch.submit("HDEL", self._names.open, record.intent).add_done_callback(_ignore)
         written.add_done_callback(lambda future: self._settled(future, encoded))
 
-    async def issue(self, entry: KeyEntry) -> None:
-        """Add or replace a key; every process sees it at its next call. Raises: Refusal `ledger_unavailable`."""
-        try:
-            await asyncio.gather(
-                self._batch.submit("HSET", self._names.keys, entry.key_id, write_entry(entry)),
-                self._batch.submit("INCR", self._names.epoch),
-            )
-        except LedgerDown as down:
-            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
-        await self.refresh()
+    def _nonce(self, caller: Caller) -> tuple[str, int]:
+        """Return where a caller's nonce is kept and for how many milliseconds; 0 where it has none."""
+        if caller.nonce is None:
+            return self._names.nonce, 0
+        digest = hashlib.sha256(caller.nonce.value.encode()).hexdigest()[:32]
+        lasting = caller.nonce.expires_at - self._clock()
+        return f"{self._names.nonce}:{caller.key_id}:{digest}", max(1000, math.ceil(lasting * 1000))
 
     def _sign(self, record: Record) -> None:
         record.writer = self.writer
@@ -180,35 +193,6 @@ class RedisLedger:
             self.journal.drop(len(records))
 
 
-def pairs(raw: Any) -> list[tuple[bytes, bytes]]:
-    """Return the pairs of an HGETALL, whichever protocol version answered it."""
-    if isinstance(raw, dict):
-        return list(raw.items())
-    return list(zip(raw[::2], raw[1::2], strict=True))
-
-
-def write_entry(entry: KeyEntry) -> bytes:
-    """Return a key's entry as it is kept."""
-    return msgspec.json.encode(
-        {
-            "service": entry.service,
-            "digest": entry.digest,
-            "scopes": sorted(entry.scopes),
-            "created_at": entry.created_at,
-            "expires_at": entry.expires_at,
-            "revoked_at": entry.revoked_at,
-            "created_by": entry.created_by,
-            "note": entry.note,
-        }
-    )
-
-
-def read_entry(key_id: str, encoded: bytes) -> KeyEntry:
-    """Return what `write_entry` wrote."""
-    kept = msgspec.json.decode(encoded)
-    return KeyEntry(key_id=key_id, **{**kept, "scopes": frozenset(kept["scopes"])})
-
-
 def _verdict(charges: tuple[Charge, ...], now: int, times: list[int], *, admitted: bool) -> Verdict:
     meters = []
     for charge, at in zip(charges, times, strict=True):
@@ -218,6 +202,10 @@ def _verdict(charges: tuple[Charge, ...], now: int, times: list[int], *, admitte
         wait_us = at - now if remaining else at - now - charge.tolerance_us
         meters.append(Meter(charge.policy, remaining, max(1, math.ceil(wait_us / 1_000_000)), passed))
     return Verdict(tuple(meters))
+
+
+def _slot(answer: bytes | None) -> Slot:
+    return next((slot for slot in SLOTS if answer == slot.encode()), SLOTS[0])
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
 from gateway.sandbox import contract
-from gateway.sandbox.contract import SET_PATH, SUCCESS, UNSET_PATH, Answer, json_answer
+from gateway.sandbox.contract import SET_PATH, SUCCESS, TEXTS, UNSET_PATH, Answer, json_answer
 from gateway.sandbox.faults import DELIVERIES, ELSEWHERE, SILENT, Faults, read_faults, replaced
 from gateway.sandbox.maskings import Maskings, Rejected
 
@@ -71,6 +71,10 @@ class Sandbox:
         self._maskings = Maskings(config.pool, self._now)
         self._calls: deque[dict[str, Any]] = deque(maxlen=config.recorded_max)
         self._sequence = 0
+        self._ended: dict[str, int] = {}
+        """By ssid or userId: the code with which it is refused."""
+        self._begun: list[str] = []
+        """Session ids that became valid while it ran."""
 
     def answer(self, request: Request) -> tuple[Answer, Faults | None]:
         """Return the answer, and the switches by which its delivery fails (None: it does not)."""
@@ -128,6 +132,9 @@ class Sandbox:
         ssid, user_id, token = (fields.get(name) for name in ("ssid", "userId", "token"))
         if (ssid and (user_id or token)) or not (ssid or (user_id and token)):
             raise Rejected(1000)
+        shown = ssid or user_id
+        if isinstance(shown, str) and shown in self._ended:
+            raise Rejected(self._ended[shown])
         if not ssid:
             if (user_id, token) != (self._config.user_id, self._config.token):
                 raise Rejected(1014)
@@ -135,7 +142,7 @@ class Sandbox:
             raise Rejected(1015)
         elif ssid in self._config.suspended_ssids:
             raise Rejected(1039)
-        elif ssid not in self._config.ssids:
+        elif ssid not in self._config.ssids and ssid not in self._begun:
             raise Rejected(1014)
         return fields
 
@@ -171,6 +178,8 @@ class Sandbox:
                 self.faults = read_faults(_wanted(request.body))
             case "DELETE", "/_sandbox/faults":
                 self.faults = Faults()
+            case "POST", "/_sandbox/sessions":
+                self._session(_wanted(request.body))
             case "POST", "/_sandbox/clock":
                 self._ahead += _seconds(_wanted(request.body))
             case _, address if address == ELSEWHERE:
@@ -180,6 +189,19 @@ class Sandbox:
             case _:
                 return json_answer(404, {"error": "there is nothing here"})
         return _DONE
+
+    def _session(self, wanted: dict[str, Any]) -> None:
+        """Begin a session, or end one so that it is refused with a code. Raises: ValueError."""
+        name, code = wanted.get("credential"), wanted.get("ended_with")
+        if not isinstance(name, str) or not name:
+            raise ValueError("credential: must be an ssid or a userId")
+        if code is not None and (not isinstance(code, int) or code not in TEXTS):
+            raise ValueError("ended_with: must be one of the vendor's codes, such as 1014, or null")
+        if code is None:
+            self._ended.pop(name, None)
+            self._begun.append(name)
+        else:
+            self._ended[name] = code
 
     def _now(self) -> float:
         return self._wall() + self._ahead

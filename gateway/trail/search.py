@@ -1,8 +1,9 @@
-"""Finds records in the live stream: by number, service, key, decision, code, time and request id, freely combined."""
+"""Finds records in the live streams: by number, service, key, decision, code, time and request id, freely combined."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import msgspec
 from gateway.audit import rfc3339
 
 _PAGE: Final = 1000
+_FOLLOW_EVERY_SECONDS: Final = 0.1
 NUMBER_FIELDS: Final = ("m1", "m2", "mask")
 
 Row = dict[str, Any]
@@ -24,6 +26,7 @@ class Query:
     """Of the number, under the current pseudonym key; found in any of m1, m2 and mask."""
     service: str | None = None
     key_id: str | None = None
+    source: str | None = None
     decision: str | None = None
     """`allowed` or `denied`."""
     result: str | None = None
@@ -46,6 +49,7 @@ class Query:
         wanted = (
             ("service", self.service),
             ("key_id", self.key_id),
+            ("source", self.source),
             ("decision", self.decision),
             ("code", self.code),
             ("result", self.result),
@@ -55,43 +59,62 @@ class Query:
         return all(value is None or row.get(name) == value for name, value in wanted)
 
 
-class Stream:
-    """The audit stream of one vendor account, read in order and without what was written twice."""
+class Trail:
+    """The audit streams of some accounts as one, each read in order and without what was written twice."""
 
-    def __init__(self, client: Any, key: str) -> None:
+    def __init__(self, client: Any, keys: Sequence[str]) -> None:
+        """`keys` are the streams' names in Redis; on a cluster they may lie in different slots."""
         self._client = client
-        self._key = key
+        self._keys = keys
 
     async def search(self, query: Query) -> AsyncIterator[Row]:
         """Yield matching records, oldest first, each once."""
+        streams = [self._records(key, query) for key in self._keys]
+        heads = {number: row for number, stream in enumerate(streams) if (row := await anext(stream, None)) is not None}
+        while heads:
+            oldest = min(heads, key=lambda number: heads[number]["at"])
+            yield heads.pop(oldest)
+            if (row := await anext(streams[oldest], None)) is not None:
+                heads[oldest] = row
+
+    async def newest(self, query: Query, count: int) -> tuple[list[Row], dict[str, bytes]]:
+        """Return the newest matching records, oldest first, and for each stream the id to follow from."""
+        rows: list[Row] = []
+        follow_from = {}
+        for key in self._keys:
+            found, follow_from[key] = await self._newest_of(key, query, count)
+            rows.extend(found)
+        rows.sort(key=lambda row: row["at"])
+        return rows[-count:], follow_from
+
+    async def follow(self, query: Query, last: Mapping[str, bytes]) -> AsyncIterator[Row]:
+        """Yield matching records for ever, as they are written after the given stream ids."""
+        reached = dict(last)
+        while True:
+            for key in self._keys:
+                for identity, fields in await self._client.xrange(key, b"(" + reached[key], "+", count=_PAGE):
+                    reached[key] = identity
+                    row = decode(fields)
+                    if query.matches(row):
+                        yield row
+            await asyncio.sleep(_FOLLOW_EVERY_SECONDS)
+
+    async def _records(self, key: str, query: Query) -> AsyncIterator[Row]:
         # A record is never in the stream before its own time, but the journal may bring it much later.
-        first = "-" if query.since is None else f"{int(query.since * 1000)}-0"
+        first: str | bytes = "-" if query.since is None else f"{int(query.since * 1000)}-0"
         seen = _Seen()
-        while page := await self._client.xrange(self._key, first, "+", count=_PAGE):
+        while page := await self._client.xrange(key, first, "+", count=_PAGE):
             for _, fields in page:
                 row = decode(fields)
                 if seen.new(row) and query.matches(row):
                     yield row
             first = b"(" + page[-1][0]
 
-    async def follow(self, query: Query, last: bytes, stopped: Callable[[], bool]) -> AsyncIterator[Row]:
-        """Yield matching records as they are written after stream id `last`."""
-        while not stopped():
-            answer = await self._client.xread({self._key: last}, count=_PAGE, block=100)
-            for _, page in answer.items() if isinstance(answer, dict) else answer or []:
-                entries = page[0] if page and isinstance(page[0], list) else page
-                for identity, fields in entries:
-                    last = identity
-                    row = decode(fields)
-                    if query.matches(row):
-                        yield row
-
-    async def newest(self, query: Query, count: int) -> tuple[list[Row], bytes]:
-        """Return the newest matching records, oldest first, and the stream id to follow from."""
+    async def _newest_of(self, key: str, query: Query, count: int) -> tuple[list[Row], bytes]:
         rows: list[Row] = []
         last = b"+"
         newest = b"0-0"
-        while len(rows) < count and (page := await self._client.xrevrange(self._key, last, "-", count=_PAGE)):
+        while len(rows) < count and (page := await self._client.xrevrange(key, last, "-", count=_PAGE)):
             newest = max(newest, page[0][0], key=_order)
             rows.extend(row for _, fields in page if query.matches(row := decode(fields)))
             last = b"(" + page[-1][0]

@@ -36,7 +36,7 @@ def record_table(rows: Sequence[Row], heading: bool = True) -> Table:
                     row.get("operation", "–"),
                     _numbers(row),
                     row["decision"],
-                    row.get("problem") or row.get("result", ""),
+                    row.get("problem") or row.get("result") or row.get("change", ""),
                     row.get("code", ""),
                     row.get("duration_ms", ""),
                     row["request_id"],
@@ -47,24 +47,46 @@ def record_table(rows: Sequence[Row], heading: bool = True) -> Table:
 
 
 def key_table(keys: Sequence[dict[str, Any]]) -> Table:
-    """Return keys, one a line, without secrets."""
-    table = _table(("id", "service", "state", "scopes", "created", "by", "expires", "note"), heading=True)
+    """Return keys, one version a line, without secrets; `hour` and `day` are shares of the service's requests."""
+    columns = ("id", "service", "state", "bound to", "last use", "hour", "day", "ends", "safe to revoke", "by", "note")
+    table = _table(columns, heading=True)
     for key in keys:
         table.add_row(
             *map(
                 _text,
                 (
-                    key["id"],
+                    f"{key['id']}.{key['version']}",
                     key["service"],
                     key["state"],
-                    ", ".join(key["scopes"]),
-                    _day(key["created_at"]),
+                    ", ".join((*key["scopes"], *key["accounts"], *key["networks"], *key["prefixes"])),
+                    _day(key["last_used_at"]),
+                    _share(key["share_last_hour"]),
+                    _share(key["share_last_day"]),
+                    _day(key["expires_at"]) + (" soon" if key["ends_soon"] else ""),
+                    "yes" if key["safe_to_revoke"] else "no" if key["state"] == "live" else "–",
                     key["created_by"],
-                    _day(key["expires_at"]),
                     key["note"],
                 ),
             )
         )
+    return table
+
+
+def slot_table(slots: Sequence[dict[str, Any]]) -> Table:
+    """Return the slots of accounts, one a line, with what the vendor said where it was asked."""
+    table = _table(("account", "slot", "state", "version", "vendor says"), heading=True)
+    for slot in slots:
+        table.add_row(
+            *map(_text, (slot["account"], slot["slot"], slot["state"], slot["version"] or "unreadable", slot.get("said", "–")))
+        )
+    return table
+
+
+def leak_table(sinks: Sequence[dict[str, Any]]) -> Table:
+    """Return the places that were searched, one a line, with what was found there."""
+    table = _table(("sink", "bytes", "found"), heading=True)
+    for sink in sinks:
+        table.add_row(*map(_text, (sink["sink"], sink["bytes"], ", ".join(sink["found"]) or "–")))
     return table
 
 
@@ -86,3 +108,7 @@ def _numbers(row: Row) -> str:
 
 def _day(unix_seconds: float | None) -> str:
     return "never" if unix_seconds is None else datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _share(part: float | None) -> str:
+    return "–" if part is None else f"{part:.0%}"

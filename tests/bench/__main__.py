@@ -121,10 +121,10 @@ state_dir = "{folder / "state"}"
 [redis]
 url = "{redis.url}"
 [upstream]
-brand = "http://127.0.0.1:{vendor_port}"
-account = "bench"
 connections_max = 512
-[upstream.credential]
+[accounts.bench]
+brand = "http://127.0.0.1:{vendor_port}"
+[accounts.bench.primary]
 ssid = {{ env = "BENCH_SSID" }}
 {LIMITS}
 [audit]

@@ -93,7 +93,7 @@ def test_serve_says_a_taken_port_and_a_missing_secret(tmp_path: Path, stack: Sta
     assert taken.returncode == 2
     assert "pass --port N" in taken.stderr
     assert missing.returncode == 2
-    assert "upstream.credential.ssid: environment variable VENDOR_SSID is empty or not set" in missing.stderr
+    assert "accounts.test.primary.ssid: environment variable VENDOR_SSID is empty or not set" in missing.stderr
 
 
 def test_serve_without_a_redis_configured_starts_one(tmp_path: Path, stack: Stack) -> None:
@@ -102,9 +102,9 @@ def test_serve_without_a_redis_configured_starts_one(tmp_path: Path, stack: Stac
     config.write_text(f"""
 [server]
 state_dir = "{tmp_path / "s"}"
-[upstream]
+[accounts.main]
 brand = "{stack.sandbox_url}"
-[upstream.credential]
+[accounts.main.primary]
 ssid = {{ env = "VENDOR_SSID" }}
 """)
     words = [sys.executable, "-m", "gateway", "serve", "--config", str(config), "--port", "0"]
@@ -127,7 +127,7 @@ def test_check_tells_every_fault_with_its_line(tmp_path: Path) -> None:
     """Settings, in one run."""
     config = tmp_path / "g.toml"
     config.write_text(
-        '[server]\nport = 99999\ncolour = "red"\n\n[upstream]\nbrand = "ftp://x"\n\n[quotas.caller]\nrate = "fast"\nburst = 1\n'
+        '[server]\nport = 99999\ncolour = "red"\n\n[accounts.main]\nbrand = "ftp://x"\n\n[quotas.caller]\nrate = "fast"\nburst = 1\n'
     )
 
     done = gateway("check", "--config", str(config))
@@ -135,7 +135,7 @@ def test_check_tells_every_fault_with_its_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "server.port (line 2): must be a whole number from 0 to 65535" in done.stdout
     assert "server.colour (line 3): is not a setting" in done.stdout
-    assert "upstream.brand (line 6)" in done.stdout
+    assert "accounts.main.brand (line 6)" in done.stdout
     assert "quotas.caller.rate (line 9)" in done.stdout
     assert "4 faults" in done.stdout
 
@@ -163,7 +163,7 @@ def test_check_asks_redis_and_the_vendor(start: Callable[..., Stack]) -> None:
     assert "appendonly" in refused.stderr
     assert gone.returncode == 1
     assert "redis (line" in gone.stdout
-    assert "upstream.brand (line" in gone.stdout
+    assert "accounts.test.brand (line" in gone.stdout
     assert "audit.pseudonym_key (line" in offline.stdout
 
 
@@ -192,8 +192,8 @@ def test_keys_are_shown_once_and_listed_without_secret(stack: Stack) -> None:
     assert (entry["state"], entry["scopes"]) == ("live", ["end"])
     assert 89 * 86400 < entry["expires_at"] - time.time() < 91 * 86400
     with stack.redis.client() as client:
-        assert secret not in repr(client.hgetall("gw:{test}:keys"))
-    assert stack.cli("keys", "revoke", key_id).stdout == f"revoked {key_id} of archive\n"
+        assert secret not in repr(client.hgetall("gw:{:keys}:keys"))
+    assert stack.cli("keys", "revoke", key_id).stdout == f"revoked {key_id} of archive; no calls under it are still under way\n"
     assert stack.cli("keys", "revoke", "nobody", check=False).returncode == 2
 
 

@@ -145,7 +145,7 @@ def _respelled(key: str) -> str:
     """Return the end of a well-formed key that nobody was given."""
     from gateway import keys
 
-    minted, _, _ = keys.mint(lambda letters: letters[3])
+    minted, _ = keys.mint(lambda letters: letters[3], keys.mint_id(lambda letters: letters[3]))
     return minted[8:]
 
 
@@ -270,7 +270,12 @@ def test_health_and_description(stack: Stack) -> None:
     """Alive, ready by name, and a description that lists every error."""
     assert stack.http.get(stack.url + "/livez").json() == {"status": "ok"}
     ready = stack.http.get(stack.url + "/readyz").json()
-    assert ready["checks"] == {"redis": "ok", "credential": "ok", "journal": "ok"}
+    assert ready["checks"] == {
+        "keys": "ok",
+        "account.test.redis": "ok",
+        "account.test.credential": "ok",
+        "account.test.journal": "ok",
+    }
     document = stack.http.get(stack.url + "/openapi.json").json()
     assert document["openapi"].startswith("3.1")
     from gateway.errors import Problem

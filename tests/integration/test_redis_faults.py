@@ -56,8 +56,8 @@ def test_redis_is_killed_and_comes_back(start: Callable[..., Stack]) -> None:
     stack.redis.start()
 
     assert ready.status_code == 503
-    assert ready.json()["checks"]["redis"] != "ok"
-    assert ready.json()["checks"]["credential"] == "ok"
+    assert ready.json()["checks"]["account.test.redis"] != "ok"
+    assert ready.json()["checks"]["account.test.credential"] == "ok"
     until(lambda: stack.unset(m1=m1, m2=m2).status_code == 200, what="calls being served again")
     for request_id in refused:
         assert stack.records(request_id)[-1]["problem"] == "ledger_unavailable"
@@ -76,7 +76,7 @@ def test_an_outcome_outlives_redis_and_the_gateway(start: Callable[..., Stack]) 
     until(stack.vendor_calls, what="the vendor being called")
     stack.redis.kill()
     caller.join()
-    journal = stack.folder / "state" / "journal"
+    journal = stack.folder / "state" / "journal" / "test"
     until(
         lambda: any("outlives-all" in path.read_text() for path in journal.glob("*.jsonl")), what="the outcome being journalled"
     )

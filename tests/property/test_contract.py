@@ -12,13 +12,13 @@ from gateway import keys
 from gateway.config import Validation
 from gateway.document import read_document
 from gateway.errors import Problem, Refusal
-from gateway.model import OPERATIONS, Call, Caller, UpstreamAnswer, UpstreamRequest
+from gateway.model import Bindings, Call, Caller, UpstreamAnswer, UpstreamRequest
 from gateway.normalisation import normalise, outcome_of
 from gateway.numbers import Pseudonyms, read_number
 from gateway.sandbox.maskings import Maskings, Rejected, Unknowns
 from gateway.validation import Validator
 
-CALLER = Caller("crm", "0123456789", frozenset(OPERATIONS))
+CALLER = Caller("crm", "0123456789", Bindings())
 VALIDATOR = Validator(Validation())
 
 written = st.builds(
@@ -35,7 +35,7 @@ bodies = st.dictionaries(st.sampled_from(["m1", "m2", "mask", "expiry_time", "ex
 
 def validated(body: object) -> Call | Refusal:
     try:
-        return VALIDATOR.validate(read_document(json.dumps(body).encode(), 16_384), CALLER)
+        return VALIDATOR.validate(read_document(json.dumps(body).encode(), 16_384), CALLER, "main")
     except Refusal as refusal:
         return refusal
 
@@ -115,7 +115,7 @@ def test_normalising_is_total(status: int, complete: bool, body: bytes) -> None:
     """Whatever the vendor says becomes one outcome in the one shape, and no credential is in it."""
     call = validated({"m1": "9876543210"})
     assert isinstance(call, Call)
-    request = UpstreamRequest(b"{}", "v", ("ssid-secret",))
+    request = UpstreamRequest(b"{}", ("ssid-secret",))
     try:
         outcome = normalise(UpstreamAnswer(status, body, None, complete), request, call, "r")
         assert (outcome.status, outcome.slug, outcome.result) == (200, "success", "answered")
@@ -132,7 +132,8 @@ def test_normalising_is_total(status: int, complete: bool, body: bytes) -> None:
 @given(st.randoms(use_true_random=False), st.integers(0, 50), st.characters(codec="ascii"))
 def test_a_key_is_read_as_it_was_made_and_a_slip_is_noticed(random, position: int, letter: str) -> None:
     """Minting and reading agree; one wrong character of the key is recognised without asking anyone."""
-    key, key_id, secret = keys.mint(random.choice)
+    key_id = keys.mint_id(random.choice)
+    key, secret = keys.mint(random.choice, key_id)
 
     presented = keys.parse(key)
     assert presented is not None

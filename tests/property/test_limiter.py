@@ -51,9 +51,9 @@ class Model:
 
 def ask(client: redis_py.Redis, now: int, names: list[str], record: str) -> bool:
     client.set("clock", now)
-    keys = ["epoch", "audit", "open", *(f"q:{name}" for name in names)]
+    keys = ["epoch", "slot", "audit", "open", "nonce", *(f"q:{name}" for name in names)]
     drawn = [figure for name in names for figure in (LIMITS[name][0], LIMITS[name][0] * (LIMITS[name][1] - 1))]
-    status = client.eval(SCRIPT, len(keys), *keys, 0, record, "{}", *drawn)[0]
+    status = client.eval(SCRIPT, len(keys), *keys, 0, "primary", record, "k.1", "{}", 0, *drawn)[0]
     assert status in (b"admitted", b"denied")
     return bool(status == b"admitted")
 
@@ -111,14 +111,37 @@ def test_a_lowered_limit_works_at_once(server: redis_py.Redis) -> None:
     assert ask(server, START + 1_000_000, ["b"], "w-3")
 
 
-def test_another_epoch_charges_nothing(server: redis_py.Redis) -> None:
-    """A process with old keys is sent back to read them, before anything is spent."""
+def decided(server: redis_py.Redis, epoch: int, slot: str, nonce_ms: int = 0, record: str = "w-1") -> list:
+    keys = ["epoch", "slot", "audit", "open", "nonce", "q:a"]
+    return server.eval(SCRIPT, len(keys), *keys, epoch, slot, record, "k.1", "{}", nonce_ms, 100_000, 200_000)
+
+
+def test_what_was_decided_by_old_knowledge_charges_nothing(server: redis_py.Redis) -> None:
+    """A process with old keys, or another slot, is sent back to look, before anything is spent; newer keys are good."""
     server.flushall()
     server.set("epoch", 7)
     server.set("clock", START)
 
-    answer = server.eval(SCRIPT, 4, "epoch", "audit", "open", "q:a", 6, "w-1", "{}", 100_000, 200_000)
-
-    assert answer == [b"stale", b"7"]
+    assert decided(server, 6, "primary") == [b"outdated", b"7", b"primary"]
+    assert decided(server, 7, "secondary") == [b"outdated", b"7", b"primary"]
     assert server.xlen("audit") == 0
     assert server.get("q:a") is None
+    assert decided(server, 8, "primary")[0] == b"admitted"
+    server.set("slot", "secondary")
+    assert decided(server, 8, "primary") == [b"outdated", b"7", b"secondary"]
+    assert decided(server, 8, "")[0] == b"admitted"
+
+
+def test_a_nonce_is_good_once(server: redis_py.Redis) -> None:
+    """It is spent with the call: a refused call leaves it, an admitted one takes it, for as long as was asked."""
+    server.flushall()
+    server.set("clock", START)
+    server.set("q:a", START + 3_600_000_000)
+
+    assert decided(server, 0, "primary", 60_000)[0] == b"denied"
+    assert not server.exists("nonce")
+    server.delete("q:a")
+    assert decided(server, 0, "primary", 60_000)[0] == b"admitted"
+    assert 0 < server.pttl("nonce") <= 60_000
+    assert decided(server, 0, "primary", 60_000) == [b"replayed"]
+    assert server.xlen("audit") == 1

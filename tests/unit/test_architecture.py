@@ -14,6 +14,7 @@ from gateway import config
 from gateway.errors import Problem
 from gateway.upstream import PROBLEMS
 
+VENDOR = {"brand": "https://v.example", "primary": {"ssid": {"env": "A"}}}
 MODULES = sorted(Path("gateway").rglob("*.py"))
 
 
@@ -103,13 +104,13 @@ def test_config_parses_and_names_every_fault() -> None:
                 "colour": 1,
                 "server": {"port": "eighty", "workers": 0},
                 "redis": {"url": "redis://:hunter2@host", "cluster": True, "sentinels": ["x"]},
-                "upstream": {"brand": "http://v4-api.deepcall.com", "credential": {"ssid": "s3cret", "token": {"env": "T"}}},
+                "accounts": {"a": {"brand": "http://v4-api.deepcall.com", "primary": {"ssid": "s3cret", "token": {"env": "T"}}}},
                 "quotas": {"caller": {"rate": "fast"}},
             },
             {},
         )
     told = "\n".join(map(str, caught.value.faults))
-    for path in ("colour", "server.port", "server.workers", "redis.url", "upstream.brand", "upstream.credential.ssid", "quotas.caller.rate",
+    for path in ("colour", "server.port", "server.workers", "redis.url", "accounts.a.brand", "accounts.a.primary.ssid", "quotas.caller.rate",
                  "quotas.caller.burst"):  # fmt: skip
         assert f"{path}: " in told
     assert "hunter2" not in told
@@ -119,15 +120,19 @@ def test_config_parses_and_names_every_fault() -> None:
 @pytest.mark.parametrize(
     ("document", "path"),
     [
-        ({"credential": {"ssid": {"env": "A"}, "token": {"env": "B"}}}, "upstream.credential"),
-        ({"credential": {}}, "upstream.credential"),
-        ({"credential": {"ssid": {"env": "A"}}, "read_timeout_ms": 30_000}, "upstream.read_timeout_ms"),
-        ({"credential": {"ssid": {"env": "A"}}, "total_timeout_ms": 60_000}, "server.drain_seconds"),
+        ({"accounts": {"a": {**VENDOR, "primary": {"ssid": {"env": "A"}, "token": {"env": "B"}}}}}, "accounts.a.primary"),
+        ({"accounts": {"a": {**VENDOR, "primary": {}}}}, "accounts.a.primary"),
+        ({"accounts": {"a": {**VENDOR, "secondary": {"token": {"env": "B"}}}}}, "accounts.a.secondary"),
+        ({"accounts": {}}, "accounts"),
+        ({"upstream": {"read_timeout_ms": 30_000}}, "upstream.read_timeout_ms"),
+        ({"upstream": {"total_timeout_ms": 60_000}}, "server.drain_seconds"),
+        ({"issuers": {"k": {"issuer": "i", "audience": "a"}}}, "issuers.k"),
+        ({"workloads": {"w": {"issuer": "nobody", "subject": "s"}}}, "workloads.w.issuer"),
     ],
 )
 def test_contradictions_are_faults(document: dict, path: str) -> None:
     """What no single setting shows is found before the first call."""
     with pytest.raises(config.ConfigError) as caught:
-        config.parse({"upstream": {"brand": "https://v.example", **document}}, {})
+        config.parse({"accounts": {"a": VENDOR}, **document}, {})
 
     assert [fault.path for fault in caught.value.faults] == [path]

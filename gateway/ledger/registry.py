@@ -1,0 +1,284 @@
+"""The registry of keys in Redis: the copy a process decides by, how it changes, and how much each key is used.
+
+It lives in a slot of its own, beside the accounts. A change is in force when it has raised the epoch of every account,
+because the admit script of an account sends back whoever decided by older keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from gateway.audit import Record
+from gateway.errors import Problem, Refusal
+from gateway.keys import KeyEntry, KeyVersion, Registry
+from gateway.ledger.batch import Batch, LedgerDown
+from gateway.ledger.connect import Connection
+from gateway.ledger.store import Names
+from gateway.model import Bindings
+
+TAG: Final = ":keys"
+"""Stands where an account's name stands in the accounts' Redis keys; no account can have it."""
+_FLUSH_EVERY_SECONDS: Final = 1.0
+_BUCKET_SECONDS: Final = 600
+_DAY_SECONDS: Final = 86_400
+_IN_FLIGHT_EVERY_SECONDS: Final = 0.02
+
+# KEYS: keys, epoch, audit stream. ARGV: key id, entry as it was read ('' where there was none), entry as it becomes, record.
+_SAVE: Final = """
+if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+redis.call('XADD', KEYS[3], '*', 'r', ARGV[4])
+return redis.call('INCR', KEYS[2])
+"""
+# KEYS: epoch of an account. ARGV: the epoch it must have reached.
+_RAISE: Final = """
+if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
+return 1
+"""
+
+
+class Changed(Exception):
+    """Somebody else changed the key at the same time; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """How one version of a key was used."""
+
+    last_used_at: float | None
+    """Unix seconds; None: never."""
+    last_hour: int
+    """Requests, to within ten minutes."""
+    last_day: int
+
+
+class KeyRegistry:
+    """All keys, for one process."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        accounts: Collection[str],
+        writer: str,
+        timeout_seconds: float,
+        now: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        """Opens nothing. `now` is a monotonic clock, `clock` gives Unix seconds."""
+        base = f"gw:{{{TAG}}}:"
+        self._keys, self._epoch, self._accounts_key = base + "keys", base + "epoch", base + "accounts"
+        self._used, self._use, self._warned = base + "used", base + "use:", base + "warned:"
+        self._audit = Names(TAG).audit
+        self._connection = connection
+        self._accounts = tuple(accounts)
+        self._writer = writer
+        self._seq = 0
+        self._clock = clock
+        self._batch = Batch(connection.client, timeout_seconds, connection.reconnect, _quietly, now)
+        self._current = Registry(epoch=-1, entries={})
+        self._raw: dict[str, bytes] = {}
+        self._announced = False
+        self._counts: Counter[tuple[int, str]] = Counter()
+        self._last: dict[str, float] = {}
+
+    @property
+    def current(self) -> Registry:
+        """The keys as last read; epoch -1 before the first reading."""
+        return self._current
+
+    async def aclose(self) -> None:
+        """Write what was counted, and close."""
+        await self._flush()
+        await self._batch.drain()
+        await self._connection.aclose()
+
+    async def ping(self) -> None:
+        """Raise LedgerDown or Refusal `ledger_unavailable` when the keys cannot be read, or never were."""
+        await self._batch.submit("PING")
+        if self._current.epoch < 0:
+            await self.refresh()
+
+    async def refresh(self, at_least: int = 0) -> bool:
+        """Read the keys again if they changed; say whether they did. `at_least` is an epoch that was seen elsewhere.
+
+        Raises: Refusal `ledger_unavailable`.
+        """
+        try:
+            if not self._announced:
+                # Before reading: whoever changes keys from now on raises the epoch of these accounts too.
+                await self._batch.submit("SADD", self._accounts_key, *self._accounts)
+                self._announced = True
+            # Epoch before entries: a change in between leaves an old epoch, which the next admission sends back.
+            epoch = int(await self._batch.submit("GET", self._epoch) or 0)
+            if epoch == self._current.epoch and at_least <= epoch:
+                return False
+            raw = await self._batch.submit("HGETALL", self._keys)
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+        self._raw = {key.decode(): entry for key, entry in _pairs(raw)}
+        entries = {key_id: read_entry(key_id, entry) for key_id, entry in self._raw.items()}
+        # A failover may have lost the raise of our own epoch, though not that of an account's.
+        self._current = Registry(max(epoch, at_least), entries)
+        return True
+
+    async def save(self, entry: KeyEntry, record: Record) -> None:
+        """Add or replace a key, with its record; every process decides by it when this returns.
+
+        Raises: Changed; Refusal `ledger_unavailable`, after which the change may be made and not in force everywhere:
+        make it again.
+        """
+        record.writer, record.seq = self._writer, self._seq
+        self._seq += 1
+        before, after = self._raw.get(entry.key_id, b""), write_entry(entry)
+        operands = (3, self._keys, self._epoch, self._audit, entry.key_id, before, after, msgspec.json.encode(record))
+        try:
+            epoch = int(await self._batch.submit("EVAL", _SAVE, *operands))
+            if not epoch:
+                raise Changed
+            known = await self._batch.submit("SMEMBERS", self._accounts_key)
+            accounts = {*self._accounts, *(name.decode() for name in known)}
+            await asyncio.gather(
+                *(self._batch.submit("EVAL", _RAISE, 1, Names(account).epoch, epoch) for account in sorted(accounts))
+            )
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+        await self.refresh()
+
+    async def in_flight(self, key_id: str, number: int | None, longest_seconds: float) -> int:
+        """Wait until no call admitted under a key before now is under way, and return how many still are.
+
+        An intent older than `longest_seconds` was left by a process that died; nobody carries it on.
+        Raises: Refusal `ledger_unavailable`.
+        """
+        deadline = self._clock() + longest_seconds
+        while True:
+            left = 0
+            try:
+                for account in self._accounts:
+                    seconds, micros = await self._batch.submit("TIME")
+                    oldest = int(seconds) * 1_000_000 + int(micros) - longest_seconds * 1_000_000
+                    left += sum(
+                        _is_of(value, key_id, number) and int(value.split()[0]) > oldest
+                        for _, value in _pairs(await self._batch.submit("HGETALL", Names(account).open))
+                    )
+            except LedgerDown as down:
+                raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+            if not left or self._clock() > deadline:
+                return left
+            await asyncio.sleep(_IN_FLIGHT_EVERY_SECONDS)
+
+    def used(self, key_id: str, number: int, at: float) -> None:
+        """Count one request under a key; written within a second."""
+        name = f"{key_id}.{number}"
+        self._counts[int(at) // _BUCKET_SECONDS, name] += 1
+        self._last[name] = at
+
+    async def uses(self) -> dict[str, KeyUse]:
+        """Return the use of every version, as `id.number`. Raises: Refusal `ledger_unavailable`."""
+        latest = int(self._clock()) // _BUCKET_SECONDS
+        buckets = range(latest - _DAY_SECONDS // _BUCKET_SECONDS, latest + 1)
+        try:
+            last, *counted = await asyncio.gather(
+                self._batch.submit("HGETALL", self._used),
+                *(self._batch.submit("HGETALL", f"{self._use}{bucket}") for bucket in buckets),
+            )
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+        day: Counter[str] = Counter()
+        hour: Counter[str] = Counter()
+        for bucket, raw in zip(buckets, counted, strict=True):
+            for name, count in _pairs(raw):
+                day[name.decode()] += int(count)
+                if bucket >= latest - 3600 // _BUCKET_SECONDS:
+                    hour[name.decode()] += int(count)
+        seen = {name.decode(): float(at) for name, at in _pairs(last)}
+        return {name: KeyUse(seen.get(name), hour[name], day[name]) for name in seen.keys() | day.keys()}
+
+    async def first_to_warn(self, name: str) -> bool:
+        """Say whether no process warned of `id.number` in the last day; the asker is then the one who does."""
+        try:
+            return bool(await self._batch.submit("SET", f"{self._warned}{name}", "1", "NX", "EX", _DAY_SECONDS))
+        except LedgerDown:
+            return False
+
+    async def count_for_ever(self) -> None:
+        """Write what was counted, every second; to be cancelled."""
+        while True:
+            await asyncio.sleep(_FLUSH_EVERY_SECONDS)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        counts, self._counts = self._counts, Counter()
+        last, self._last = self._last, {}
+        if not counts and not last:
+            return
+        writes = [self._batch.submit("HSET", self._used, name, f"{at:.3f}") for name, at in last.items()]
+        for (bucket, name), count in counts.items():
+            writes.append(self._batch.submit("HINCRBY", f"{self._use}{bucket}", name, count))
+            writes.append(self._batch.submit("EXPIRE", f"{self._use}{bucket}", _DAY_SECONDS + 2 * _BUCKET_SECONDS))
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        if any(isinstance(result, BaseException) for result in results):
+            # A batch fails as a whole, so this counts nothing twice but when Redis died in its midst.
+            self._counts += counts
+            self._last = {**last, **self._last}
+
+
+def write_entry(entry: KeyEntry) -> bytes:
+    """Return a key's entry as it is kept."""
+    return msgspec.json.encode(
+        {
+            "service": entry.service,
+            "versions": [
+                {
+                    "number": version.number,
+                    "created_at": version.created_at,
+                    "digest": version.digest,
+                    "public_key": version.public_key,
+                    "expires_at": version.expires_at,
+                    "revoked_at": version.revoked_at,
+                    "created_by": version.created_by,
+                }
+                for version in entry.versions
+            ],
+            "scopes": sorted(entry.bindings.scopes),
+            "accounts": entry.bindings.accounts,
+            "networks": entry.bindings.networks,
+            "prefixes": entry.bindings.prefixes,
+            "note": entry.note,
+        }
+    )
+
+
+def read_entry(key_id: str, encoded: bytes) -> KeyEntry:
+    """Return what `write_entry` wrote."""
+    kept = msgspec.json.decode(encoded)
+    return KeyEntry(
+        key_id,
+        kept["service"],
+        tuple(KeyVersion(**version) for version in kept["versions"]),
+        Bindings(frozenset(kept["scopes"]), *(tuple(kept[name]) for name in ("accounts", "networks", "prefixes"))),
+        kept["note"],
+    )
+
+
+def _pairs(raw: Any) -> list[tuple[bytes, bytes]]:
+    """Return the pairs of an HGETALL, whichever protocol version answered it."""
+    if isinstance(raw, dict):
+        return list(raw.items())
+    return list(zip(raw[::2], raw[1::2], strict=True))
+
+
+def _is_of(value: bytes, key_id: str, number: int | None) -> bool:
+    """Say whether an open intent is a key's, or one version's."""
+    found_id, _, found_number = value.decode().partition(" ")[2].rpartition(".")
+    return found_id == key_id and number in (None, int(found_number))
+
+
+def _quietly(_up: bool, _why: str) -> None:
+    """Say nothing: the accounts' ledgers tell of the same outage."""
