@@ -18,6 +18,7 @@ from gateway import __version__, embedded
 from gateway.admission import Policies
 from gateway.audit import Auditor
 from gateway.authentication import Authenticator
+from gateway.calling import Account, Calling
 from gateway.config import Issuer, SecretReference, Settings
 from gateway.credentials import Exchange
 from gateway.endpoints import Check, Fallback, Health, Unset, describe, rate_limit_policy
@@ -32,7 +33,7 @@ from gateway.metrics import Metrics
 from gateway.model import SLOTS, UNSET_PATH, Secret
 from gateway.numbers import Pseudonyms
 from gateway.openapi import describe_api
-from gateway.pipeline import Account, Pipeline
+from gateway.pipeline import Pipeline
 from gateway.proving import Prover
 from gateway.routing import Router
 from gateway.slots import Slots
@@ -75,6 +76,7 @@ def create_app(
         clock=clock,
         warn=partial(_key_ends, log),
     )
+    observer = LogObserver(log)
     pipeline = Pipeline(
         body_bytes_max=settings.server.body_bytes_max,
         identities=identities,
@@ -82,10 +84,8 @@ def create_app(
         router=Router({name: account.services for name, account in settings.accounts.items()}),
         validator=Validator(settings.validation),
         accounts=accounts,
-        exchange=Exchange(settings.upstream.number_format),
-        observer=LogObserver(log),
+        calling=Calling(Exchange(settings.upstream.number_format), observer, clock, time.monotonic),
         clock=clock,
-        now=time.monotonic,
     )
 
     @asynccontextmanager
@@ -101,7 +101,7 @@ def create_app(
                 stack.push_async_callback(upstream.aclose)
             group = [vault.watch() for vault in vaults.values()]
             group += [
-                make_prover(settings, name, account).watch(settings.upstream.probe_seconds, pipeline.observer)
+                make_prover(settings, name, account).watch(settings.upstream.probe_seconds, observer)
                 for name, account in accounts.items()
             ]
             group += [identities.registry.count_for_ever(), identities.warn_for_ever()]
@@ -274,9 +274,11 @@ def _health(
     accounts: Mapping[str, Account], ledgers: Mapping[str, RedisLedger], vaults: Mapping[str, Vault], identities: Identities
 ) -> Health:
     async def credential_good(name: str) -> None:
-        vaults[name].ping()
         if accounts[name].slots.exhausted(vaults[name].loaded):
             raise CredentialsRejected
+
+    async def secrets_readable(name: str) -> None:
+        vaults[name].ping()
 
     async def journal_good(name: str) -> None:
         ledgers[name].journal.ping()
@@ -289,5 +291,6 @@ def _health(
         name: {"redis": ledger.ping, "credential": partial(credential_good, name), "journal": partial(journal_good, name)}
         for name, ledger in ledgers.items()
     }
-    issuers: dict[str, Check] = {name: partial(issuer_ready, name) for name in identities.jwks.names}
-    return Health({"keys": identities.registry.ping}, parts, issuers)
+    noted: dict[str, Check] = {f"issuer.{name}": partial(issuer_ready, name) for name in identities.jwks.names}
+    noted |= {f"account.{name}.secrets": partial(secrets_readable, name) for name in vaults}
+    return Health({"keys": identities.registry.ping}, parts, noted)

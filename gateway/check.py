@@ -80,8 +80,20 @@ def start_faults(settings: Settings, environ: Mapping[str, str], log: Logger) ->
         if found.level == "warning":
             log.warning("secret.found", path=found.path, message=found.message)
     faults = tuple(Fault(found.path, found.message) for found in findings if found.level == "fault")
-    if faults:
-        raise ConfigError(faults)
+    fatal = tuple(fault for fault in faults if not _spared(fault.path, faults, settings))
+    if fatal:
+        raise ConfigError(fatal)
+    for fault in faults:
+        log.error("secret.found", path=fault.path, message=fault.message)
+
+
+def _spared(path: str, faults: tuple[Fault, ...], settings: Settings) -> bool:
+    """Say whether a fault is of one slot of an account while its other slot is whole: that one can serve."""
+    for name, account in settings.accounts.items():
+        for slot, other in zip(SLOTS, reversed(SLOTS), strict=True):
+            if path.startswith(f"accounts.{name}.{slot}.") and account.slot(other).given:
+                return not any(fault.path.startswith(f"accounts.{name}.{other}.") for fault in faults)
+    return False
 
 
 def durability(settings: Settings, environ: Mapping[str, str], log: Logger) -> None:

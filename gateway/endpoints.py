@@ -196,8 +196,8 @@ class Health:
     """By name; one that raises is not ready."""
     accounts: Mapping[str, Mapping[str, Check]]
     """By name and part; one that is ready is enough, since what befalls an account must not stop the others."""
-    issuers: Mapping[str, Check]
-    """By name; told, and not needed: keys work without them."""
+    noted: Mapping[str, Check]
+    """By name; told, and not needed: calls are served without them, or some of them are."""
 
     async def live(self, _: Request) -> Response:
         """Say that the loop answers."""
@@ -217,10 +217,10 @@ class Health:
             for name, parts in self.accounts.items()
             if asked in (None, name)
         ]
-        issuers = await _asked_all({f"issuer.{name}": check for name, check in self.issuers.items()})
+        noted = await _asked_all(self.noted)
         good = _all_well(needed) and any(map(_all_well, accounts))
-        whole = good and all(map(_all_well, accounts)) and _all_well(issuers)
-        answers = {name: answer for told in (needed, *accounts, issuers) for name, answer in told.items()}
+        whole = good and all(map(_all_well, accounts)) and _all_well(noted)
+        answers = {name: answer for told in (needed, *accounts, noted) for name, answer in told.items()}
         return JSONResponse(
             {"status": "ok" if whole else "degraded" if good else "unready", "checks": answers}, 200 if good else 503
         )

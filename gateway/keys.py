@@ -101,7 +101,7 @@ class Registry:
     """All keys at one moment."""
 
     epoch: int
-    """Rises with every change; an admission under an older epoch is sent back to read again."""
+    """Unix microseconds of the last change, or more; an admission under an older epoch is sent back to read again."""
     entries: Mapping[str, KeyEntry]
     """Keyed by key id."""
 

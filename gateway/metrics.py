@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.addresses import is_within
+from gateway.calling import Account
 from gateway.identities import Identities
-from gateway.pipeline import Account
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.audit import change
+from gateway.calling import Account, Observer
 from gateway.credentials import Exchange
 from gateway.errors import Problem, Refusal
 from gateway.model import OPERATIONS, Admission, Arrival, Attempt, Bindings, Call, Caller, PhoneNumber, VendorCredential
 from gateway.normalisation import normalise, outcome_of
-from gateway.pipeline import Account, Observer
 from gateway.slots import is_rejection, shows_acceptance
 
 _NOBODY: Final = PhoneNumber("910000000000", "+910000000000", "IN")

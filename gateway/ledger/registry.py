@@ -29,12 +29,17 @@ _BUCKET_SECONDS: Final = 600
 _DAY_SECONDS: Final = 86_400
 _IN_FLIGHT_EVERY_SECONDS: Final = 0.02
 
-# KEYS: keys, epoch, audit stream. ARGV: key id, entry as it was read ('' where there was none), entry as it becomes, record.
+# KEYS: keys, epoch, audit stream. ARGV: key id, entry as it was read ('' where there was none), entry as it becomes, record,
+# the highest epoch of an account. After a failover that lost changes an account may be ahead, and a counter would give one
+# number to two states: so an epoch is the microsecond of its change, or above all others.
 _SAVE: Final = """
 if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XADD', KEYS[3], '*', 'r', ARGV[4])
-return redis.call('INCR', KEYS[2])
+local clock = redis.call('TIME')
+local epoch = math.max(tonumber(redis.call('GET', KEYS[2]) or 0) + 1, tonumber(ARGV[5]) + 1, clock[1] * 1000000 + clock[2])
+redis.call('SET', KEYS[2], string.format('%.0f', epoch))
+return epoch
 """
 # KEYS: epoch of an account. ARGV: the epoch it must have reached.
 _RAISE: Final = """
@@ -84,6 +89,7 @@ class KeyRegistry:
         self._current = Registry(epoch=-1, entries={})
         self._raw: dict[str, bytes] = {}
         self._announced = False
+        self._read_epoch, self._floor = -1, 0
         self._counts: Counter[tuple[int, str]] = Counter()
         self._last: dict[str, float] = {}
 
@@ -116,7 +122,7 @@ class KeyRegistry:
                 self._announced = True
             # Epoch before entries: a change in between leaves an old epoch, which the next admission sends back.
             epoch = int(await self._batch.submit("GET", self._epoch) or 0)
-            if epoch == self._current.epoch and at_least <= epoch:
+            if epoch == self._read_epoch and at_least <= self._current.epoch:
                 return False
             raw = await self._batch.submit("HGETALL", self._keys)
         except LedgerDown as down:
@@ -124,7 +130,8 @@ class KeyRegistry:
         self._raw = {key.decode(): entry for key, entry in _pairs(raw)}
         entries = {key_id: read_entry(key_id, entry) for key_id, entry in self._raw.items()}
         # A failover may have lost the raise of our own epoch, though not that of an account's.
-        self._current = Registry(max(epoch, at_least), entries)
+        self._read_epoch, self._floor = epoch, max(self._floor, at_least)
+        self._current = Registry(max(epoch, self._floor), entries)
         return True
 
     async def save(self, entry: KeyEntry, record: Record) -> None:
@@ -136,19 +143,23 @@ class KeyRegistry:
         record.writer, record.seq = self._writer, self._seq
         self._seq += 1
         before, after = self._raw.get(entry.key_id, b""), write_entry(entry)
-        operands = (3, self._keys, self._epoch, self._audit, entry.key_id, before, after, msgspec.json.encode(record))
         try:
-            epoch = int(await self._batch.submit("EVAL", _SAVE, *operands))
+            reached = [int(epoch or 0) for epoch in await self._of_accounts("GET")]
+            operands = (3, self._keys, self._epoch, self._audit)
+            arguments = (entry.key_id, before, after, msgspec.json.encode(record), max(reached))
+            epoch = int(await self._batch.submit("EVAL", _SAVE, *operands, *arguments))
             if not epoch:
                 raise Changed
-            known = await self._batch.submit("SMEMBERS", self._accounts_key)
-            accounts = {*self._accounts, *(name.decode() for name in known)}
-            await asyncio.gather(
-                *(self._batch.submit("EVAL", _RAISE, 1, Names(account).epoch, epoch) for account in sorted(accounts))
-            )
+            await self._of_accounts("EVAL", _RAISE, 1, after=(epoch,))
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
         await self.refresh()
+
+    async def _of_accounts(self, *words: str | int, after: tuple[int, ...] = ()) -> list[Any]:
+        """Send one command about the epoch of every account that any process serves."""
+        known = await self._batch.submit("SMEMBERS", self._accounts_key)
+        accounts = sorted({*self._accounts, *(name.decode() for name in known)})
+        return await asyncio.gather(*(self._batch.submit(*words, Names(account).epoch, *after) for account in accounts))
 
     async def in_flight(self, key_id: str, number: int | None, longest_seconds: float) -> int:
         """Wait until no call admitted under a key before now is under way, and return how many still are.

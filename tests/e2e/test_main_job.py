@@ -275,6 +275,7 @@ def test_health_and_description(stack: Stack) -> None:
         "account.test.redis": "ok",
         "account.test.credential": "ok",
         "account.test.journal": "ok",
+        "account.test.secrets": "ok",
     }
     document = stack.http.get(stack.url + "/openapi.json").json()
     assert document["openapi"].startswith("3.1")

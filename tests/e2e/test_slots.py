@@ -282,14 +282,65 @@ def test_a_half_written_secret_is_not_taken(start: Callable[..., Stack], tmp_pat
     path.write_text("")
     until(lambda: "credential.unreadable" in stack.gateway_log(), what="the fault being told")
     assert call(stack, pair).status_code == 200
-    assert stack.http.get(stack.url + "/readyz").status_code == 503
+    ready = stack.http.get(stack.url + "/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")  # The last value serves.
+    assert ready.json()["checks"]["account.test.secrets"] == "SecretUnreadable"
     for cut in range(1, len(VENDOR_SSID)):  # Written slowly, letter by letter.
         path.write_text(VENDOR_SSID[:cut])
         time.sleep(0.05)
         assert call(stack, pair).status_code == 200
     path.write_text(VENDOR_SSID + "\n\n")
-    until(lambda: stack.http.get(stack.url + "/readyz").status_code == 200, what="the file being good again")
+    until(lambda: stack.http.get(stack.url + "/readyz").json()["status"] == "ok", what="the file being good again")
     assert call(stack, pair).status_code == 200
+
+
+def test_one_good_slot_is_enough_to_start(start: Callable[..., Stack], tmp_path: Path) -> None:
+    """A file that is missing at the start is told, and the other credential serves; without any, the start is refused."""
+    missing = tmp_path / "missing"
+    stack = start(credential=f'ssid = {{ file = "{missing}" }}', secondary=SECOND, environ=ENVIRON, rejections=3)
+    pair = stack.masked()
+
+    answer = call(stack, pair)
+    assert answer.status_code == 200
+    assert stack.records(answer.json()["request_id"])[0]["slot"] == "secondary"
+    assert "secret.found" in stack.gateway_log()
+    assert stack.cli("check", check=False).returncode == 1
+    missing.write_text(VENDOR_SSID)
+    until(lambda: stack.records(call(stack, pair).json()["request_id"])[0]["slot"] == "primary", what="the file being found")
+    missing.unlink()
+    assert stack.cli("serve", "--port", "0", check=False, environ={"SECOND_TOKEN": ""}).returncode == 2
+
+
+def test_a_key_that_is_revoked_between_two_tries_gets_no_second(start: Callable[..., Stack]) -> None:
+    """The vendor rejects the first try slowly; by then the key is revoked, and the second is not made."""
+    stack = two_slots(start)
+    pair = stack.masked()
+    end_session(stack, VENDOR_SSID, 1014)
+    stack.fault(answer="slow", delay_ms=1200)
+    answers: list[Any] = []
+    caller = threading.Thread(target=lambda: answers.append(call(stack, pair)))
+    caller.start()
+    until(stack.vendor_calls, what="the vendor being called")
+    with stack.redis.client() as client:  # As `keys revoke` does it, without its waiting for the call.
+        entry = json.loads(client.hget("gw:{:keys}:keys", stack.key_id))
+        entry["versions"][0]["revoked_at"] = time.time()
+        client.hset("gw:{:keys}:keys", stack.key_id, json.dumps(entry))
+        client.set("gw:{test}:epoch", client.incr("gw:{:keys}:epoch"))
+    caller.join()
+
+    assert_refused(answers[0], 502, "upstream_credential_rejected", origin="vendor")
+    assert len(stack.vendor_calls()) == 1
+    # Another key's end does not stand in the way.
+    other, other_id, _ = stack.issue("other")
+    mine = stack.issue("mine")[0]
+    stack.clear_vendor_calls()
+    caller = threading.Thread(target=lambda: answers.append(stack.unset(m1=pair[0], m2=pair[1], expiry_duration=60, key=mine)))
+    caller.start()
+    until(stack.vendor_calls, what="the vendor being called")
+    stack.cli("keys", "revoke", other_id)
+    caller.join()
+    assert answers[1].status_code == 200
+    assert len(stack.vendor_calls()) == 2
 
 
 def test_a_command_is_run_again(start: Callable[..., Stack], tmp_path: Path) -> None:

@@ -180,11 +180,17 @@ def test_a_bad_answer_of_the_issuer_changes_nothing(start: Callable[..., Stack],
     stack = start(more=settings(source, more="max_age_seconds = 1"))
     pair = stack.masked()
     assert issuer.asked[0]["Authorization"] == "Bearer platform-token"
-    for bad in (b"<html>", b"[]", b'{"keys": []}', b'{"keys": [{"kty": "oct", "kid": "one", "k": "AAAA"}]}', b" " * 2_000_000):
+    for bad in (b"<html>", b"[]", b'{"keys": {}}', b" " * 2_000_000):
         issuer.document = bad
         asked = len(issuer.asked)
         until(lambda asked=asked: len(issuer.asked) > asked + 1, what="two more readings")
         assert call(stack, token(key, "one"), pair).status_code == 200
+    # An issuer that publishes no key any more says that none is good: no shared secret is taken for one.
+    for none in (b'{"keys": []}', b'{"keys": [{"kty": "oct", "kid": "one", "k": "AAAA"}]}'):
+        issuer.document = none
+        until(lambda: call(stack, token(key, "one"), pair).status_code == 503, what="the keys being dropped")
+        issuer.document = jwks(one=key)
+        until(lambda: call(stack, token(key, "one"), pair).status_code == 200, what="the keys being back")
     assert "platform-token" not in stack.gateway_log()
 
 

@@ -147,6 +147,27 @@ def test_redis_is_full_or_read_only(start: Callable[..., Stack]) -> None:
             stack.clear_vendor_calls()
 
 
+def test_a_revocation_holds_after_a_failover_that_lost_changes(start: Callable[..., Stack]) -> None:
+    """The keys' own epoch fell behind an account's: calls go on, and the next change is above both and in force."""
+    stack = start()
+    other, other_id, _ = stack.issue("other")
+    m1, m2 = stack.masked()
+    now = int(time.time() + 1000) * 1_000_000
+    with stack.redis.client() as client:
+        for lost, ahead in ((7, now + 40), (9, now + 50)):
+            client.set("gw:{:keys}:epoch", lost)
+            client.set("gw:{test}:epoch", ahead)
+            for key in (stack.key, other):
+                answer = stack.unset(m1=m1, m2=m2, expiry_duration=60, key=key)
+                assert answer.status_code == 200, answer.text
+
+        stack.cli("keys", "revoke", other_id)
+
+        assert_refused(stack.unset(m1=m1, m2=m2, key=other), 401, "credential_revoked")
+        assert int(client.get("gw:{:keys}:epoch")) == int(client.get("gw:{test}:epoch")) == now + 51
+    assert stack.unset(m1=m1, m2=m2, expiry_duration=60).status_code == 200
+
+
 def test_a_gateway_starts_without_redis(start: Callable[..., Stack]) -> None:
     """It is alive and not ready, refuses calls as unrecordable, and needs no restart."""
     stack = start()

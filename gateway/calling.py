@@ -1,0 +1,244 @@
+"""An admitted call is made: with the active credential, and once more with the other where the vendor rejects the first.
+
+A rejected call did nothing, so it may be made again; to the account's quota and to the trail it is then a second call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from gateway.admission import Policies
+from gateway.audit import Auditor, Record, change
+from gateway.credentials import Exchange
+from gateway.errors import Problem, Refusal
+from gateway.model import (
+    Admission,
+    Arrival,
+    Attempt,
+    Call,
+    Charge,
+    Outcome,
+    Outdated,
+    Slot,
+    UpstreamAnswer,
+    UpstreamRequest,
+    VendorCredential,
+    Verdict,
+)
+from gateway.normalisation import normalise, outcome_of
+from gateway.slots import Slots, is_rejection, shows_acceptance
+
+_NOBODYS = "none"
+"""Request id of a change that no one request asked for."""
+
+
+class Ledger(Protocol):
+    """Where charges and records of one account are kept."""
+
+    async def admit(
+        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None
+    ) -> Admission | Verdict | Outdated:
+        """Charge every quota and record the intent, or neither.
+
+        Returns the admission, the verdict that refused, or what changed since the call was decided.
+        Raises: Refusal `ledger_unavailable`, `signature_replayed`.
+        """
+
+    async def switch(self, before: Slot | None, after: Slot, record: Record) -> Slot:
+        """Make a slot the active one everywhere, if `before` still is. Returns the active one."""
+
+    def settle(self, record: Record) -> None:
+        """Take an outcome or a refusal to be recorded; it is never lost, and no caller waits for it."""
+
+
+class Upstream(Protocol):
+    """The vendor's API."""
+
+    async def forward(self, request: UpstreamRequest) -> UpstreamAnswer:
+        """Send one request. Raises: Refusal for every way of getting no answer."""
+
+
+class Vault(Protocol):
+    """Where an account's credentials are kept."""
+
+    @property
+    def loaded(self) -> Mapping[Slot, VendorCredential]:
+        """The credentials there are."""
+
+
+class Observer(Protocol):
+    """What is told of each record, for log and metrics."""
+
+    def recorded(self, record: Record) -> None:
+        """Note one record."""
+
+    def alarm(self, event: str, **facts: str) -> None:
+        """Note what somebody should look at."""
+
+    def failed(self, request_id: str, error: Exception) -> None:
+        """Note an error nobody foresaw."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Everything of one account at the vendor; what befalls one does not touch another."""
+
+    policies: Policies
+    auditor: Auditor
+    ledger: Ledger
+    vault: Vault
+    slots: Slots
+    upstream: Upstream
+
+
+StillGood = Callable[[int], Awaitable[int | None]]
+
+
+@dataclass(slots=True)
+class Made:
+    """One admitted call and how it is being made; changes where a second try takes the place of the first."""
+
+    account: Account
+    call: Call
+    admission: Admission
+    attempt: Attempt
+    credential: VendorCredential
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """Makes admitted calls."""
+
+    exchange: Exchange
+    observer: Observer
+    clock: Callable[[], float]
+    """Unix seconds."""
+    now: Callable[[], float]
+    """A monotonic clock in seconds."""
+
+    async def carry_out(self, arrival: Arrival, made: Made, still_good: StillGood) -> Outcome:
+        """Return the outcome of a call the vendor carried out.
+
+        `still_good(epoch)` returns the epoch of the keys, that one or later, by which the caller may still call, or None.
+        Raises: Refusal for everything else; of two tries the second's, where there was one.
+        """
+        try:
+            return await self._forward(arrival, made)
+        except Refusal as refusal:
+            return await self._second_chance(arrival, made, refusal, still_good)
+
+    async def _forward(self, arrival: Arrival, made: Made) -> Outcome:
+        request = self.exchange.exchange(made.admission, made.credential)
+        answer = await made.account.upstream.forward(request)
+        try:
+            outcome = normalise(answer, request, made.call, arrival.request_id)
+        except Refusal as refusal:
+            if shows_acceptance(refusal.problem):
+                self._accepted(made.account, made.call, made.credential)
+            raise
+        self._accepted(made.account, made.call, made.credential)
+        return outcome
+
+    async def _second_chance(self, arrival: Arrival, made: Made, refusal: Refusal, still_good: StillGood) -> Outcome:
+        account, call, credential = made.account, made.call, made.credential
+        if not account.slots.doubts(credential, refusal.problem, call.caller.principal, self.now()):
+            raise refusal
+        certain = is_rejection(refusal.problem)
+        if certain:
+            self._rejected(account, call, credential)
+        other = account.slots.other(credential, account.vault.loaded)
+        try:
+            may = other is not None and await self._admit_again(arrival, made, other, refusal, still_good)
+        except Refusal:  # Not to be recorded now, so not to be made.
+            may = False
+        if other is None or not may:
+            raise refusal
+        try:
+            outcome = await self._forward(arrival, made)
+        except Refusal as second:
+            await self._weigh(account, call, (credential, refusal.problem), (other, second.problem))
+            if certain and is_rejection(second.problem):
+                raise Refusal(Problem.upstream_credentials_rejected, upstream_status=second.upstream_status) from None
+            raise
+        await self._weigh(account, call, (credential, refusal.problem), (other, None))
+        return outcome
+
+    async def _admit_again(
+        self,
+        arrival: Arrival,
+        made: Made,
+        other: VendorCredential,
+        refusal: Refusal,
+        still_good: StillGood,
+    ) -> bool:
+        """Charge and record a second try, and put it in the place of the first; say whether it may be made."""
+        account = made.account
+        attempt = Attempt(2, other.slot, other.version)
+        # The nonce was spent by the first try.
+        unsigned = replace(made.call, caller=replace(made.call.caller, nonce=None))
+        epoch = await still_good(0)
+        while epoch is not None:
+            intent = account.auditor.intent(arrival, made.call, attempt)
+            answer = await account.ledger.admit(unsigned, account.policies.account_charge(), intent, epoch, None)
+            if isinstance(answer, Verdict):
+                return False
+            if isinstance(answer, Admission):
+                self.observer.recorded(intent)
+                first = account.auditor.outcome(
+                    arrival, made.admission, outcome_of(refusal, arrival.request_id), self.clock(), made.attempt
+                )
+                account.ledger.settle(first)
+                self.observer.recorded(first)
+                made.admission, made.attempt, made.credential = answer, attempt, other
+                return True
+            epoch = await still_good(answer.epoch)
+        return False
+
+    async def _weigh(
+        self,
+        account: Account,
+        call: Call,
+        first: tuple[VendorCredential, Problem],
+        second: tuple[VendorCredential, Problem | None],
+    ) -> None:
+        """Learn from two answers to one call what they say of the two credentials; None: the call was carried out."""
+        (credential, doubt), (other, problem) = first, second
+        if problem is None or shows_acceptance(problem):
+            if not is_rejection(doubt):  # The other one was taken, so it was the credential after all.
+                self._rejected(account, call, credential)
+            await self._switch_if_rejected(account, call, credential, other)
+            return
+        if is_rejection(problem):
+            self._rejected(account, call, other)
+        if not is_rejection(doubt):
+            account.slots.parameters_were_wrong(call.caller.principal, self.now())
+
+    def _accepted(self, account: Account, call: Call, credential: VendorCredential) -> None:
+        if account.slots.accepted(credential):
+            self.observer.alarm(
+                "credential.accepted_again", account=call.account, slot=credential.slot, version=credential.version
+            )
+
+    def _rejected(self, account: Account, call: Call, credential: VendorCredential) -> None:
+        if not account.slots.rejected(credential):
+            return
+        self.observer.alarm("credential.rejected", account=call.account, slot=credential.slot, version=credential.version)
+        if account.slots.exhausted(account.vault.loaded):
+            self.observer.alarm("credential.none_left", account=call.account)
+
+    async def _switch_if_rejected(
+        self, account: Account, call: Call, credential: VendorCredential, other: VendorCredential
+    ) -> None:
+        if account.slots.active != credential.slot or not account.slots.is_rejected(credential):
+            return
+        record = change(
+            "slot.switched", at=self.clock(), request_id=_NOBODYS, account=call.account, operator="gateway",
+            slot=other.slot, credential=other.version,
+        )  # fmt: skip
+        try:
+            account.slots.active = await account.ledger.switch(credential.slot, other.slot, record)
+        except Refusal:
+            return  # The next call tries both credentials again, and then this.
+        self.observer.alarm("credential.switched", account=call.account, slot=account.slots.active)
