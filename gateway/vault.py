@@ -17,7 +17,7 @@ from gateway.config import Credential, SecretReference
 from gateway.credentials import forms_of
 from gateway.model import Secret, Slot, VendorCredential
 
-_COMMAND_SECONDS: Final = 10
+_COMMAND_SECONDS: Final = 10.0
 _LOOK_EVERY_SECONDS: Final = 0.4
 
 
@@ -25,7 +25,7 @@ class SecretUnreadable(Exception):
     """A reference leads to no secret. The message says why and what to do, without any value."""
 
 
-def read_secret(reference: SecretReference, environ: Mapping[str, str]) -> Secret:
+def read_secret(reference: SecretReference, environ: Mapping[str, str], *, command_seconds: float = _COMMAND_SECONDS) -> Secret:
     """Return the secret a reference leads to, without the line end that editors and mounts add.
 
     Raises: SecretUnreadable.
@@ -36,7 +36,7 @@ def read_secret(reference: SecretReference, environ: Mapping[str, str]) -> Secre
     elif reference.source == "file":
         text, origin = _file(reference.target[0]), f"file {reference.target[0]}"
     else:
-        text, origin = _command(reference.target), f"command {reference.target[0]}"
+        text, origin = _command(reference.target, command_seconds), f"command {reference.target[0]}"
     text = text.rstrip("\r\n")
     if not text:
         raise SecretUnreadable(f"{origin} is empty or not set")
@@ -178,11 +178,11 @@ def _file(path: str) -> str:
         raise SecretUnreadable(f"file {path} cannot be read: {reason}") from None
 
 
-def _command(words: tuple[str, ...]) -> str:
+def _command(words: tuple[str, ...], seconds: float) -> str:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        raise SecretUnreadable(f"command {words[0]} did not finish in {_COMMAND_SECONDS} s") from None
+        raise SecretUnreadable(f"command {words[0]} did not finish in {seconds:g} s") from None
     except OSError as error:
         raise SecretUnreadable(f"command {words[0]} cannot be run: {error.strerror}") from None
     if done.returncode != 0:

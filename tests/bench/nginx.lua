@@ -105,7 +105,8 @@ function gateway.unset()
   if not seen or (numbers.m1 and numbers.m1 == numbers.m2) then return refuse(400, "number_missing", "Send a number.") end
   local request_id = ngx.var.request_id
   local record = { stage = "intent", request_id = request_id, service = service, at = ngx.now(), account = "bench", operation = "end" }
-  local keys = { "gw:{n}:epoch", "gw:{n}:audit", "gw:{n}:open", "gw:{n}:quota:caller:" .. service }
+  local keys = { "gw:{n}:epoch", "gw:{n}:slot", "gw:{n}:audit", "gw:{n}:open", "gw:{n}:nonce" }
+  keys[#keys + 1] = "gw:{n}:quota:caller:" .. service
   for field, number in pairs(numbers) do
     record[field] = pseudonym(number)
     record[field .. "_last2"] = number:sub(-2)
@@ -115,10 +116,9 @@ function gateway.unset()
   sha = sha or hex(ngx.sha1_bin(SCRIPT))
   local words = { "EVALSHA", sha, #keys }
   for _, name in ipairs(keys) do words[#words + 1] = name end
-  words[#words + 1] = "0"
-  words[#words + 1] = request_id
-  words[#words + 1] = cjson.encode(record)
-  for _ = 4, #keys do
+  -- Epoch, slot, record id, what stays open, record, no nonce; then the figures of each quota.
+  for _, word in ipairs { "0", "primary", request_id, service .. ".1", cjson.encode(record), "0" } do words[#words + 1] = word end
+  for _ = 6, #keys do
     words[#words + 1] = 1
     words[#words + 1] = 999999
   end

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from typing import Any, Self
 
 import httpx
+import pytest
 
+from gateway import audit, config
+from gateway.app import make_registry
+from gateway.keys import KeyVersion
+from gateway.ledger.registry import Changed
 from tests.e2e.test_main_job import assert_refused
 from tests.running import UNSET, Stack, until
 
@@ -284,6 +292,56 @@ def test_revoked_is_revoked_on_every_worker_of_every_gateway(start: Callable[...
         assert len(intents) == load.statuses.count(200)
         stack.clear_vendor_calls()
     assert second.stop() == 0
+
+
+def test_revoke_waits_for_calls_that_were_admitted(start: Callable[..., Stack]) -> None:
+    """Calls that wait for a connection to the vendor were admitted before: they are over when the command returns."""
+    stack = start(upstream="connections_max = 1\npool_timeout_ms = 20000", quotas=WIDE)
+    m1, m2 = stack.masked()
+    stack.fault(answer="slow", delay_ms=300)
+    key, key_id, _ = stack.issue("queued")
+    statuses: list[int] = []
+
+    def call() -> None:
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            body = {"m1": m1, "m2": m2, "expiry_duration": 60}
+            statuses.append(client.post(stack.url + UNSET, json=body, headers={"X-API-Key": key}).status_code)
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    until(lambda: [row["stage"] for row in stack.stream()].count("intent") == 6, what="every call being admitted")
+    assert len(stack.vendor_calls()) < 6
+
+    done = stack.cli("keys", "revoke", key_id)
+    returned_at = time.time()
+    for caller in callers:
+        caller.join()
+
+    assert "no calls under it" in done.stdout
+    assert statuses == [200] * 6
+    assert [call for call in stack.vendor_calls() if call["received_at"] > returned_at] == []
+
+
+def test_one_of_two_changes_at_a_time_is_made_again(stack: Stack) -> None:
+    """Who decided by an entry that has changed since writes nothing: a rotation cannot undo a revocation."""
+    _, key_id, _ = stack.issue("raced")
+    settings = config.parse(tomllib.loads(stack.config.read_text()), os.environ)
+
+    async def race() -> None:
+        one, two = make_registry(settings, os.environ), make_registry(settings, os.environ)
+        record = audit.change("key.revoked", at=time.time(), request_id="raced-0001", account=":keys", operator="test")
+        await one.refresh()
+        await two.refresh()
+        entry = one.current.entries[key_id]
+        await one.save(entry.revoked(time.time()), record)
+        with pytest.raises(Changed):
+            await two.save(entry.rotated(KeyVersion(2, time.time(), "d" * 64), 60), record)
+        await one.aclose()
+        await two.aclose()
+
+    asyncio.run(race())
+    assert [row["state"] for row in listed(stack, key_id)] == ["revoked"]
 
 
 def test_keys_of_one_account_reach_no_other(start: Callable[..., Stack]) -> None:
