@@ -19,7 +19,7 @@ from gateway.admission import Policies
 from gateway.audit import Auditor
 from gateway.authentication import Authenticator
 from gateway.calling import Account, Calling
-from gateway.config import Issuer, SecretReference, Settings
+from gateway.config import SecretReference, Settings
 from gateway.credentials import Exchange
 from gateway.endpoints import Check, Fallback, Health, Unset, describe, rate_limit_policy
 from gateway.identities import Identities
@@ -71,7 +71,7 @@ def create_app(
     }
     identities = Identities(
         registry=make_registry(settings, environ),
-        jwks=Jwks({name: _jwks(issuer) for name, issuer in settings.issuers.items()}, partial(_issuer_changed, log)),
+        jwks=Jwks(jwks_sources(settings), partial(_issuer_changed, log)),
         settings=settings.keys,
         clock=clock,
         warn=partial(_key_ends, log),
@@ -228,16 +228,20 @@ def make_vault(settings: Settings, account: str, environ: Mapping[str, str], ver
     return Vault(slots, environ, version_key, settings.upstream.command_seconds, changed)
 
 
-def _jwks(issuer: Issuer) -> JwksSettings:
-    return JwksSettings(
-        file=issuer.jwks_file,
-        url=issuer.jwks_url,
-        ca_file=issuer.jwks_ca_file,
-        bearer_file=issuer.jwks_bearer_file,
-        max_age_seconds=issuer.max_age_seconds,
-        stale_seconds_max=issuer.stale_seconds_max,
-        timeout_seconds=_JWKS_SECONDS,
-    )
+def jwks_sources(settings: Settings) -> dict[str, JwksSettings]:
+    """Return where the public keys of every issuer are."""
+    return {
+        name: JwksSettings(
+            file=issuer.jwks_file,
+            url=issuer.jwks_url,
+            ca_file=issuer.jwks_ca_file,
+            bearer_file=issuer.jwks_bearer_file,
+            max_age_seconds=issuer.max_age_seconds,
+            stale_seconds_max=issuer.stale_seconds_max,
+            timeout_seconds=_JWKS_SECONDS,
+        )
+        for name, issuer in settings.issuers.items()
+    }
 
 
 def _issuer_changed(log: Logger, name: str, good: bool, why: str) -> None:

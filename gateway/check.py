@@ -14,7 +14,9 @@ import httpx
 from redis.exceptions import RedisError
 
 from gateway import config, embedded
+from gateway.app import jwks_sources
 from gateway.config import ConfigError, Fault, SecretReference, Settings
+from gateway.jwks import Jwks
 from gateway.ledger.connect import connect
 from gateway.model import SLOTS, UNSET_PATH
 from gateway.telemetry import Logger
@@ -67,7 +69,7 @@ def check(path: Path, environ: Mapping[str, str], *, online: bool) -> list[Findi
         lines = _lines(path)
         return [Finding("fault", fault.path, fault.message, _line_of(fault.path, lines)) for fault in error.faults]
     lines = _lines(path)
-    findings = [*_secrets(settings, environ), *_folder(settings, environ)]
+    findings = [*_secrets(settings, environ), *_folder(settings, environ), *asyncio.run(_issuers(settings, online=online))]
     if online:
         findings += asyncio.run(_online(settings, environ))
     return [Finding(found.level, found.path, found.message, _line_of(found.path, lines)) for found in findings]
@@ -183,6 +185,18 @@ async def _redis(settings: Settings, environ: Mapping[str, str]) -> list[Finding
             )
     await connection.aclose()
     return findings
+
+
+async def _issuers(settings: Settings, *, online: bool) -> list[Finding]:
+    """Read the issuers' public keys as the gateway would; from addresses only where the network may be asked."""
+    sources = {name: source for name, source in jwks_sources(settings).items() if online or source.file}
+    jwks = Jwks(sources, lambda *_: None)
+    await jwks.open()
+    await jwks.aclose()
+    return [
+        Finding("fault", f"issuers.{name}.{'jwks_file' if sources[name].file else 'jwks_url'}", f"cannot be used: {why}")
+        for name, why in jwks.problems().items()
+    ]
 
 
 async def _vendor(settings: Settings, account: str) -> list[Finding]:

@@ -533,6 +533,13 @@ def _workload_faults(settings: Settings) -> list[Fault]:
         for name, issuer in settings.issuers.items()
         if bool(issuer.jwks_url) == bool(issuer.jwks_file)
     ]
+    faults += [
+        Fault(
+            f"issuers.{name}.stale_seconds_max", "must be longer than max_age_seconds, or its tokens are refused between readings"
+        )
+        for name, issuer in settings.issuers.items()
+        if issuer.stale_seconds_max <= issuer.max_age_seconds
+    ]
     seen: set[tuple[str, str]] = set()
     for name, workload in settings.workloads.items():
         if workload.issuer not in settings.issuers:

@@ -197,6 +197,7 @@ def test_a_bad_answer_of_the_issuer_changes_nothing(start: Callable[..., Stack],
 def test_an_exchanged_file_of_keys_is_taken_up(start: Callable[..., Stack], tmp_path: Path) -> None:
     """By a swapped link, as platforms do it; a broken one leaves the last good keys."""
     old, new = rsa.generate_private_key(65537, 2048), rsa.generate_private_key(65537, 2048)
+    gone = tmp_path / "gone"
     first, second, broken = tmp_path / "1", tmp_path / "2", tmp_path / "3"
     first.write_bytes(jwks(k=old))
     second.write_bytes(jwks(k=new))
@@ -215,6 +216,19 @@ def test_an_exchanged_file_of_keys_is_taken_up(start: Callable[..., Stack], tmp_
 
     until(lambda: call(stack, token(new, "k"), pair).status_code == 200, what="the new keys being used")
     assert_refused(call(stack, token(old, "k"), pair), 401, "token_refused")
+    # `check` reads them as the gateway does.
+    assert stack.cli("check").returncode == 0
+    for source, told in (
+        (f'jwks_file = "{broken}"', "is not JSON"),
+        (f'jwks_file = "{gone}"', "FileNotFoundError"),
+        ('jwks_url = "http://127.0.0.1:1/keys"', "ConnectError"),
+    ):
+        stack.config.write_text(stack.config.read_text().replace(f'jwks_file = "{link}"', source))
+        done = stack.cli("check", check=False)
+        assert done.returncode == 1
+        assert "issuers.cluster.jwks" in done.stdout
+        assert told in done.stdout
+        stack.config.write_text(stack.config.read_text().replace(source, f'jwks_file = "{link}"'))
 
 
 class Signer:

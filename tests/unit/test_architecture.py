@@ -14,6 +14,7 @@ from gateway import config
 from gateway.errors import Problem
 from gateway.upstream import PROBLEMS
 
+KEYS = {"issuer": "i", "audience": "a", "jwks_file": "/k"}
 VENDOR = {"brand": "https://v.example", "primary": {"ssid": {"env": "A"}}}
 MODULES = sorted(Path("gateway").rglob("*.py"))
 
@@ -127,6 +128,8 @@ def test_config_parses_and_names_every_fault() -> None:
         ({"upstream": {"read_timeout_ms": 30_000}}, "upstream.read_timeout_ms"),
         ({"upstream": {"total_timeout_ms": 60_000}}, "server.drain_seconds"),
         ({"issuers": {"k": {"issuer": "i", "audience": "a"}}}, "issuers.k"),
+        ({"issuers": {"k": {**KEYS, "max_age_seconds": 60, "stale_seconds_max": 60}}}, "issuers.k.stale_seconds_max"),
+        ({"issuers": {"k": KEYS, "l": KEYS}}, "issuers"),
         ({"workloads": {"w": {"issuer": "nobody", "subject": "s"}}}, "workloads.w.issuer"),
     ],
 )
