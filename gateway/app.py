@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ from gateway.vault import SecretUnreadable, Vault, make_secret_file, read_secret
 
 _PSEUDONYM_KEY_MIN = 32
 _JWKS_SECONDS = 5.0
+_PAUSE_SECONDS = 1.0
 
 
 def create_app(
@@ -88,6 +89,8 @@ def create_app(
         clock=clock,
     )
 
+    provers = [make_prover(settings, name, account) for name, account in accounts.items()]
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
@@ -99,14 +102,11 @@ def create_app(
             stack.push_async_callback(identities.aclose)
             for upstream in upstreams.values():
                 stack.push_async_callback(upstream.aclose)
-            group = [vault.watch() for vault in vaults.values()]
-            group += [
-                make_prover(settings, name, account).watch(settings.upstream.probe_seconds, observer)
-                for name, account in accounts.items()
-            ]
-            group += [identities.registry.count_for_ever(), identities.warn_for_ever()]
-            for work in group:
-                stack.callback(asyncio.create_task(work).cancel)
+            endless: list[Callable[[], Awaitable[None]]] = [vault.watch for vault in vaults.values()]
+            endless += [partial(prover.watch, settings.upstream.probe_seconds, observer) for prover in provers]
+            endless += [identities.registry.count_for_ever, identities.warn_for_ever]
+            for work in endless:
+                stack.callback(asyncio.create_task(_kept_up(work, observer)).cancel)
             writers = {name: ledger.writer for name, ledger in ledgers.items()}
             log.info("gateway.opened", version=__version__, writers=writers)
             yield
@@ -204,6 +204,16 @@ def read_pseudonym_key(settings: Settings, environ: Mapping[str, str], folder: P
             f"audit.pseudonym_key is shorter than {_PSEUDONYM_KEY_MIN} characters: make one with `openssl rand -hex 32`"
         )
     return key
+
+
+async def _kept_up(work: Callable[[], Awaitable[None]], observer: LogObserver) -> None:
+    """Do what is to be done for ever, also after an error that nobody foresaw."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            observer.failed("none", error)
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 def _connection(settings: Settings, environ: Mapping[str, str]) -> Connection:

@@ -236,7 +236,7 @@ class Server:
     header_timeout_ms: int = _s("time for the head to arrive", _MS, 10_000)
     body_timeout_ms: int = _s("time for the body to arrive", _MS, 10_000)
     keep_alive_seconds: int = _s("how long an idle connection is kept", _between(1, 3600), 75)
-    drain_seconds: int = _s("how long calls in flight may finish after SIGTERM", _between(1, 3600), 40)
+    drain_seconds: int = _s("how long calls in flight may finish after SIGTERM", _between(1, 3600), 45)
     trusted_proxies: tuple[str, ...] = _s(
         "networks of proxies whose `X-Forwarded-For` is believed; none: a caller's address is its connection's", _networks, ()
     )
@@ -313,6 +313,11 @@ class Upstream:
     probe_seconds: int = _s("pause between the calls that prove credentials anew while all are rejected", _between(1, 3600), 5)
     command_seconds: int = _s("how often a credential's command is run again", _between(1, 86_400), 300)
     ca_file: str = _s("certificate authorities for the vendor; empty: the system's", _text, "")
+
+    @property
+    def longest_ms(self) -> int:
+        """The longest a call may take, with its second try."""
+        return 2 * (self.pool_timeout_ms + self.total_timeout_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -503,11 +508,12 @@ def _contradictions(settings: Settings) -> list[Fault]:
         faults.append(Fault("redis.sentinels", 'must be texts like "10.0.0.1:26379"'))
     if settings.upstream.read_timeout_ms > settings.upstream.total_timeout_ms:
         faults.append(Fault("upstream.read_timeout_ms", "must not be longer than upstream.total_timeout_ms"))
-    if settings.server.drain_seconds * 1000 <= settings.upstream.total_timeout_ms:
+    if settings.server.drain_seconds * 1000 <= settings.upstream.longest_ms:
         faults.append(
             Fault(
                 "server.drain_seconds",
-                "must be longer than upstream.total_timeout_ms, or calls in flight are cut when the gateway stops",
+                f"must be longer than {settings.upstream.longest_ms} ms, twice upstream.pool_timeout_ms and "
+                "upstream.total_timeout_ms, or calls in flight are cut when the gateway stops",
             )
         )
     return faults

@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = _folder(os.environ)
     embedded.make_folder(folder)
     with ExitStack() as stack:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT):  # The second is ignored where a shell started us in the background.
+            signal.signal(number, signal.default_int_handler)
         try:
             sandbox = Child(stack, "sandbox", folder, ["sandbox", "--port", "0", "--ssid", _VENDOR_SSID], {})
             brand = sandbox.wait_for_address()

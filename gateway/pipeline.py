@@ -136,15 +136,13 @@ class Pipeline:
 
     async def _authenticate(self, arrival: Arrival, document: Document) -> Caller:
         try:
-            caller = self.authenticator.authenticate(arrival, document, self.identities.known)
+            return self.authenticator.authenticate(arrival, document, self.identities.known)
         except Refusal as refusal:
             # A key issued a moment ago is not in the copy this process holds.
             stale = refusal.facts.get("stale")
             if not isinstance(stale, str) or not stale or not await self.identities.refresh(stale):
                 raise
-            caller = self.authenticator.authenticate(arrival, document, self.identities.known)
-        self.identities.used(caller, arrival.received_at)
-        return caller
+            return self.authenticator.authenticate(arrival, document, self.identities.known)
 
     def _conclude(self, arrival: Arrival, story: _Story, outcome: Outcome) -> None:
         auditor, ended_at = story.account.auditor, self.clock()
@@ -152,6 +150,8 @@ class Pipeline:
             record = auditor.outcome(arrival, story.made.admission, outcome, ended_at, story.made.attempt)
         else:
             record = auditor.refusal(arrival, story.caller, story.call, outcome, story.refusal, ended_at)
+        if story.caller is not None:
+            self.identities.used(story.caller, arrival.received_at)
         story.account.ledger.settle(record)
         self.calling.observer.recorded(record)
 

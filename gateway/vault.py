@@ -125,6 +125,7 @@ class Vault:
                 settled = stamps != self._seen[slot] and moved.get(slot) == stamps
                 moved[slot] = stamps
                 if settled or (due and any(reference.source == "command" for reference in references.values())):
+                    # A thread: a command may take its time, and a mounted file system too.
                     await asyncio.to_thread(self._read, slot)
 
     def _read(self, slot: Slot) -> None:
@@ -185,6 +186,8 @@ def _command(words: tuple[str, ...], seconds: float) -> str:
         raise SecretUnreadable(f"command {words[0]} did not finish in {seconds:g} s") from None
     except OSError as error:
         raise SecretUnreadable(f"command {words[0]} cannot be run: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SecretUnreadable(f"command {words[0]} printed what is not UTF-8") from None
     if done.returncode != 0:
         raise SecretUnreadable(f"command {words[0]} ended with status {done.returncode}")
     return done.stdout

@@ -33,7 +33,7 @@ def add_audit(parser: argparse.ArgumentParser, configured: argparse.ArgumentPars
     sought.add_argument("--number", help="in any way of writing it")
     sought.add_argument("--service")
     sought.add_argument("--key-id")
-    sought.add_argument("--account", help="one vendor account; all, and the changes of keys, if not given")
+    sought.add_argument("--account", help="one vendor account, or :keys for the changes of keys; all if not given")
     sought.add_argument("--source", help="IP address of the caller")
     sought.add_argument("--decision", choices=("allowed", "denied"))
     sought.add_argument("--result", choices=("answered", "refused", "failed", "unknown"))
@@ -85,7 +85,7 @@ def _search(arguments: argparse.Namespace) -> int:
 async def _trail(arguments: argparse.Namespace, opened: Opened) -> AsyncIterator[Trail]:
     """Open a connection to the audit streams, without the short time-outs of the hot path."""
     settings = opened.settings
-    if arguments.account not in (None, *settings.accounts):
+    if arguments.account not in (None, TAG, *settings.accounts):
         raise UsageError(f"--account: there is no [accounts.{arguments.account}]; there are {', '.join(settings.accounts)}")
     accounts = [arguments.account] if arguments.account else [*settings.accounts, TAG]
     password = read_secret(settings.redis.password, os.environ) if settings.redis.password else None

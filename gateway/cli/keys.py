@@ -84,6 +84,8 @@ def _rotate(arguments: argparse.Namespace) -> int:
         shown: dict[str, str] = {}
 
         def rotated(entry: KeyEntry) -> KeyEntry:
+            if entry.versions[-1].public_key and not arguments.public_key:
+                raise UsageError(f"{entry.key_id} signs requests: pass the new key with --public-key")
             version, fresh = _version(arguments, entry.key_id, entry.versions[-1].number + 1)
             shown.update(fresh)
             return entry.rotated(version, overlap)
@@ -138,8 +140,7 @@ def _revoke(arguments: argparse.Namespace) -> int:
 
         # Also where it was revoked before: that time it may not have come into force everywhere.
         entry = await _change(opened, "key.revoked", lambda: _by_id(opened, arguments.key), revoked)
-        upstream = opened.settings.upstream
-        longest = (upstream.pool_timeout_ms + 2 * upstream.total_timeout_ms) / 1000 + 1
+        longest = opened.settings.upstream.longest_ms / 1000 + 1
         left = await opened.registry.in_flight(entry.key_id, _number(arguments.key, entry), longest)
         print(f"revoked {arguments.key} of {entry.service}; {left or 'no'} calls under it are still under way")
         return 0

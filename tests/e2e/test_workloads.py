@@ -318,6 +318,7 @@ def test_a_signature_is_refused_by_cause(start: Callable[..., Stack], tmp_path: 
     assert stack.vendor_calls() == []
     # None of that spent the nonce.
     assert post(good).status_code == 200
+    assert "--public-key" in stack.cli("keys", "rotate", signer.key_id, check=False).stderr
     # A new public key under the same id, both good for a while; then the old one is revoked.
     fresh = Signer(stack, tmp_path, "rotate", signer.key_id)
     for number, who in enumerate((signer, fresh)):

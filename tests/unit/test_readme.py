@@ -57,6 +57,14 @@ def test_every_command_line_is_taken() -> None:
             assert _parser().parse_args(words).run
 
 
+def test_the_settings_shown_are_good() -> None:
+    """What is shown in pieces parses as one."""
+    shown = "\n".join(re.findall(r"^```toml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL))
+
+    assert {"accounts", "issuers", "workloads"} <= tomllib.loads(shown).keys()
+    assert config.parse(tomllib.loads(shown), {})
+
+
 @pytest.mark.parametrize("path", ["config/gateway.toml", "config/compose.toml"])
 def test_the_shipped_settings_are_good(path: str) -> None:
     """What we ship parses."""

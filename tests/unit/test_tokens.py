@@ -439,5 +439,5 @@ def test_any_document_is_a_key_set_or_a_value_error(document: Any) -> None:
     assert isinstance(keys, KeySet)
     for key in keys.keys.values():
         assert key.algorithms
-        assert key.algorithms <= ALGORITHMS
+        assert key.algorithms <= set(ALGORITHMS)
         assert isinstance(key.key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey)

@@ -44,6 +44,7 @@ def test_what_is_no_secret_is_told_without_it(tmp_path: Path) -> None:
     cases.append((file(tmp_path / "gone"), "No such file"))
     cases.append((SecretReference("command", ("/nonexistent",)), "cannot be run"))
     cases.append((SecretReference("command", ("sh", "-c", "echo abc-one; exit 3")), "ended with status 3"))
+    cases.append((SecretReference("command", ("printf", "abc-\\377")), "not UTF-8"))
     for reference, told in cases:
         with pytest.raises(SecretUnreadable, match=told) as caught:
             read_secret(reference, {})
