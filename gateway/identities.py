@@ -47,9 +47,9 @@ class Identities:
         await self.jwks.aclose()
         await self.registry.aclose()
 
-    async def refresh(self, stale: str) -> bool:
-        """Read again what a refusal called stale; say whether it changed. Raises: Refusal `ledger_unavailable`."""
-        return await (self.registry.refresh() if stale == KEYS else self.jwks.refresh(stale))
+    async def refresh(self, stale: str) -> None:
+        """Read again what a refusal called stale, if it changed. Raises: Refusal `ledger_unavailable`."""
+        await (self.registry.refresh() if stale == KEYS else self.jwks.refresh(stale))
 
     async def reach(self, epoch: int) -> None:
         """Read the keys unless they are of that epoch already. Raises: Refusal `ledger_unavailable`."""

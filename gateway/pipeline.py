@@ -31,8 +31,8 @@ class Identities(Protocol):
     def known(self) -> Known:
         """The keys of callers and issuers, as last read."""
 
-    async def refresh(self, stale: str) -> bool:
-        """Read again what a refusal called stale; say whether it changed. Raises: Refusal `ledger_unavailable`."""
+    async def refresh(self, stale: str) -> None:
+        """Read again what a refusal called stale, if it changed. Raises: Refusal `ledger_unavailable`."""
 
     async def reach(self, epoch: int) -> None:
         """Read the keys until they are of an epoch at least. Raises: Refusal `ledger_unavailable`."""
@@ -138,10 +138,12 @@ class Pipeline:
         try:
             return self.authenticator.authenticate(arrival, document, self.identities.known)
         except Refusal as refusal:
-            # A key issued a moment ago is not in the copy this process holds.
+            # A key issued a moment ago is not in the copy this process held.
             stale = refusal.facts.get("stale")
-            if not isinstance(stale, str) or not stale or not await self.identities.refresh(stale):
+            if not isinstance(stale, str) or not stale:
                 raise
+            # Decided again in any case: another call may have brought the copy up to date while this one was waiting.
+            await self.identities.refresh(stale)
             return self.authenticator.authenticate(arrival, document, self.identities.known)
 
     def _conclude(self, arrival: Arrival, story: _Story, outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import http_sf
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from http_message_signatures import (
@@ -66,8 +67,8 @@ def read_public_key(pem: str) -> PublicKey:
         raise ValueError("is a private key; it stays with the service. Make the public one with `openssl pkey -pubout`")
     try:
         key = load_pem_public_key(pem.encode("ascii"))
-    except (ValueError, TypeError) as error:
-        raise ValueError("is not a public key in PEM") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError("is not a public key in PEM that can be read") from error
     if isinstance(key, ed25519.Ed25519PublicKey):
         return PublicKey(key, (algorithms.ED25519,))
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
@@ -82,7 +83,6 @@ def read_public_key(pem: str) -> PublicKey:
 def read_signature(message: SignedMessage) -> Signature:
     """Return what the one signature of a request says of itself. Raises: SignatureFault."""
     components, parameters = _signature_input(message)
-    names = [name for name, _ in components]
     plain = {name for name, more in components if not more}
     if not isinstance(parameters.get("keyid"), str):
         raise SignatureFault("The signature has no 'keyid'. Set it to the key's id.")
@@ -97,7 +97,7 @@ def read_signature(message: SignedMessage) -> Signature:
         raise SignatureFault("The signature must cover '@target-uri', or '@authority' and '@path'.")
     if message.query and not plain & {"@target-uri", "@query", "@request-target"}:
         raise SignatureFault("The signature must cover the query: '@query' or '@target-uri'.")
-    if any(name == "x-gateway-account" for name, _ in message.headers) and "x-gateway-account" not in names:
+    if any(name == "x-gateway-account" for name, _ in message.headers) and "x-gateway-account" not in plain:
         raise SignatureFault("The signature must cover 'x-gateway-account', since the request has it.")
     algorithm = parameters.get("alg")
     return Signature(

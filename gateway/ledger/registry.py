@@ -110,8 +110,8 @@ class KeyRegistry:
         if self._current.epoch < 0:
             await self.refresh()
 
-    async def refresh(self, at_least: int = 0) -> bool:
-        """Read the keys again if they changed; say whether they did. `at_least` is an epoch that was seen elsewhere.
+    async def refresh(self, at_least: int = 0) -> None:
+        """Read the keys again if they changed. `at_least` is an epoch that was seen elsewhere.
 
         Raises: Refusal `ledger_unavailable`.
         """
@@ -123,7 +123,7 @@ class KeyRegistry:
             # Epoch before entries: a change in between leaves an old epoch, which the next admission sends back.
             epoch = int(await self._batch.submit("GET", self._epoch) or 0)
             if epoch == self._read_epoch and at_least <= self._current.epoch:
-                return False
+                return
             raw = await self._batch.submit("HGETALL", self._keys)
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
@@ -132,7 +132,6 @@ class KeyRegistry:
         # A failover may have lost the raise of our own epoch, though not that of an account's.
         self._read_epoch, self._floor = epoch, max(self._floor, at_least)
         self._current = Registry(max(epoch, self._floor), entries)
-        return True
 
     async def save(self, entry: KeyEntry, record: Record) -> None:
         """Add or replace a key, with its record; every process decides by it when this returns.

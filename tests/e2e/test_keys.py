@@ -296,7 +296,7 @@ def test_revoked_is_revoked_on_every_worker_of_every_gateway(start: Callable[...
 
 def test_revoke_waits_for_calls_that_were_admitted(start: Callable[..., Stack]) -> None:
     """Calls that wait for a connection to the vendor were admitted before: they are over when the command returns."""
-    stack = start(upstream="connections_max = 1\npool_timeout_ms = 20000", quotas=WIDE)
+    stack = start(upstream="connections_max = 1\npool_timeout_ms = 15000", quotas=WIDE)
     m1, m2 = stack.masked()
     stack.fault(answer="slow", delay_ms=300)
     key, key_id, _ = stack.issue("queued")
