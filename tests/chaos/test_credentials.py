@@ -98,12 +98,12 @@ class Chaos:
                 self._hold(json.loads(self.stack.cli("keys", "issue", f"s{chance.randint(1, 5)}", "--json").stdout))
             elif action == "rotate":
                 overlap = chance.choice((0, 3))
-                siblings = [other for other in live if other.key_id == held.key_id]
-                for other in siblings:
-                    other.doubtful_from = time.time() + overlap
+                siblings = [other for other in self.held if other.key_id == held.key_id]
+                for other in siblings:  # Also those that were to end later.
+                    other.doubtful_from = min(other.doubtful_from, time.time() + overlap)
                 self._hold(json.loads(self.stack.cli("keys", "rotate", held.key_id, "--overlap", f"{overlap}s", "--json").stdout))
                 for other in siblings:
-                    other.dead_from = time.time() + overlap
+                    other.dead_from = min(other.dead_from, time.time() + overlap)
             else:
                 one = action == "revoke one"
                 doomed = [
