@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -143,6 +144,9 @@ def _revoke(arguments: argparse.Namespace) -> int:
         longest = opened.settings.upstream.longest_ms / 1000 + 1
         left = await opened.registry.in_flight(entry.key_id, _number(arguments.key, entry), longest)
         print(f"revoked {arguments.key} of {entry.service}; {left or 'no'} calls under it are still under way")
+        if behind := await opened.registry.replicas_behind():
+            print(f"gateway: {behind} replicas of Redis lack it; a failover to one would undo it: revoke again", file=sys.stderr)
+            return 1
         return 0
 
     return with_store(arguments, work)

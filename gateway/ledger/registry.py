@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from gateway.audit import Record
 from gateway.errors import Problem, Refusal
@@ -28,6 +29,7 @@ _FLUSH_EVERY_SECONDS: Final = 1.0
 _BUCKET_SECONDS: Final = 600
 _DAY_SECONDS: Final = 86_400
 _IN_FLIGHT_EVERY_SECONDS: Final = 0.02
+_REPLICAS_MS: Final = 1000
 
 # KEYS: keys, epoch, audit stream. ARGV: key id, entry as it was read ('' where there was none), entry as it becomes, record,
 # the highest epoch of an account. After a failover that lost changes an account may be ahead, and a counter would give one
@@ -182,6 +184,22 @@ class KeyRegistry:
             if not left or self._clock() > deadline:
                 return left
             await asyncio.sleep(_IN_FLIGHT_EVERY_SECONDS)
+
+    async def replicas_behind(self) -> int:
+        """Wait a moment until every replica of Redis has what was written, and return how many have not.
+
+        A failover to one of those would undo it. Of a cluster, and where Redis does not tell, nothing is known: 0.
+        Raises: Refusal `ledger_unavailable`.
+        """
+        if self._connection.single is None:
+            return 0
+        try:
+            replicas = int((await self._batch.submit("INFO", "replication"))["connected_slaves"])
+            return max(0, replicas - int(await self._batch.submit("WAIT", replicas, _REPLICAS_MS))) if replicas else 0
+        except ResponseError:
+            return 0
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
 
     def used(self, key_id: str, number: int, at: float) -> None:
         """Count one request under a key; written within a second."""

@@ -281,6 +281,15 @@ def test_sentinel_fails_over(start: Callable[..., Stack], tmp_path: Path) -> Non
             assert stack.unset(m1=m1, m2=m2, expiry_duration=60).status_code == 200
             until(lambda: replica.xlen("gw:{test}:audit") == 2, what="the records on the replica")
 
+            # A revocation that a failover would undo is told, and one that it would not is not.
+            _, doomed, _ = stack.issue("doomed")
+            nodes[1].popen.send_signal(signal.SIGSTOP)
+            lacking = stack.cli("keys", "revoke", doomed, check=False)
+            nodes[1].popen.send_signal(signal.SIGCONT)
+            assert lacking.returncode == 1
+            assert "1 replicas of Redis lack it" in lacking.stderr
+            assert stack.cli("keys", "revoke", doomed).stderr == ""
+
             nodes[0].popen.kill()
             nodes[0].popen.wait()
 
