@@ -156,7 +156,7 @@ def make_authenticator(settings: Settings) -> Authenticator:
         for name, issuer in settings.issuers.items()
     }
     workloads = {(workload.issuer, workload.subject): (name, workload) for name, workload in settings.workloads.items()}
-    return Authenticator(rules, workloads, settings.keys.signature_seconds)
+    return Authenticator(rules, workloads, settings.keys.signature_seconds, settings.keys.signature_hosts)
 
 
 def make_ledger(settings: Settings, account: str, environ: Mapping[str, str], log: Logger, folder: Path) -> RedisLedger:

@@ -51,6 +51,8 @@ class Authenticator:
     """By issuer name and subject: name of the entry, and the entry."""
     window_seconds: int
     """How old a signature may be."""
+    hosts: tuple[str, ...] = ()
+    """That signed requests must be made for, lower-case; none: any."""
 
     def authenticate(self, arrival: Arrival, document: Document, known: Known) -> Caller:
         """Return the caller whose proof the request shows.
@@ -93,6 +95,9 @@ class Authenticator:
         return Caller(workload.service or name, name, workload.bindings(), "token")
 
     def _by_signature(self, message: SignedMessage, arrival: Arrival, registry: Registry) -> Caller:
+        if self.hosts and message.authority.lower() not in self.hosts:
+            # Signed for a sister of this gateway, it would be good here too, where its nonce was never seen.
+            raise Refusal(Problem.signature_refused, detail="The request is made for another host than this gateway's.")
         try:
             signature = signatures.read_signature(message)
         except signatures.SignatureFault as fault:

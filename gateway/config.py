@@ -202,6 +202,13 @@ def _jwks_url(value: Any) -> str:
     return str(value)
 
 
+def _hosts(value: Any) -> tuple[str, ...]:
+    hosts = _texts(value)
+    if not all(re.fullmatch(r"[A-Za-z0-9._\[\]:-]+", host) for host in hosts):
+        raise _Wrong('must be a list of hosts like "masking.internal" or "masking.internal:8080"')
+    return tuple(host.lower() for host in hosts)
+
+
 def _origins(value: Any) -> tuple[str, ...]:
     origins = _texts(value)
     if not all(re.fullmatch(r"https?://[^/\s*]+", origin) for origin in origins):
@@ -338,6 +345,9 @@ class Keys:
     expiry_warning_days: int = _s("how long before its end a key is warned of, once a day", _between(0, 3650), 14)
     quiet_hours: int = _s("how long a key must not have been used to be called safe to revoke", _between(1, 24), 24)
     signature_seconds: int = _s("how old a request's signature may be", _between(1, 3600), 300)
+    signature_hosts: tuple[str, ...] = _s(
+        "hosts, with the port where it is not the usual one, that signed requests must be made for; none: any", _hosts, ()
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -292,6 +292,22 @@ def test_a_signed_request_is_good_for_one_call(start: Callable[..., Stack], tmp_
     other.stop()
 
 
+def test_a_request_signed_for_a_sister_is_not_taken(start: Callable[..., Stack], tmp_path: Path) -> None:
+    """A key that is good at two gateways does not make one gateway's requests good at the other."""
+    stack = start(more='[keys]\nsignature_hosts = ["Masking.internal"]')
+    signer = Signer(stack, tmp_path)
+    pair = stack.masked()
+    body = json.dumps({"m1": pair[0], "m2": pair[1], "expiry_duration": 60}).encode()
+
+    def post(name: str) -> httpx.Response:
+        headers = {**signer.sign(f"http://{name}", body, f"nonce-for-{name}"), "Host": name}
+        return stack.http.post(stack.url + UNSET, content=body, headers=headers)
+
+    assert post("masking.internal").status_code == 200
+    assert_refused(post("masking.staging"), 401, "signature_refused")
+    assert len(stack.vendor_calls()) == 1
+
+
 def test_a_signature_is_refused_by_cause(start: Callable[..., Stack], tmp_path: Path) -> None:
     """Changed, old, of nobody, of a revoked key, beside a key: no call is made, and each is recorded."""
     stack = start()
