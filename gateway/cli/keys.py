@@ -129,6 +129,9 @@ def _list(arguments: argparse.Namespace) -> int:
                 print(json.dumps(row))
         else:
             show(key_table(rows))
+        if opened.registry.unreadable:
+            print(f"gateway: entries that cannot be read: {', '.join(opened.registry.unreadable)}", file=sys.stderr)
+            return 1
         return 0
 
     return with_store(arguments, work)

@@ -90,6 +90,8 @@ class KeyRegistry:
         self._batch = Batch(connection.client, timeout_seconds, connection.reconnect, _quietly, now)
         self._current = Registry(epoch=-1, entries={})
         self._raw: dict[str, bytes] = {}
+        self.unreadable: tuple[str, ...] = ()
+        """Ids of entries that cannot be read; to callers they are unknown keys."""
         self._announced = False
         self._read_epoch, self._floor = -1, 0
         self._counts: Counter[tuple[int, str]] = Counter()
@@ -130,7 +132,9 @@ class KeyRegistry:
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
         self._raw = {key.decode(): entry for key, entry in _pairs(raw)}
-        entries = {key_id: read_entry(key_id, entry) for key_id, entry in self._raw.items()}
+        read = {key_id: read_entry(key_id, entry) for key_id, entry in self._raw.items()}
+        entries = {key_id: entry for key_id, entry in read.items() if entry is not None}
+        self.unreadable = tuple(read.keys() - entries.keys())
         # A failover may have lost the raise of our own epoch, though not that of an account's.
         self._read_epoch, self._floor = epoch, max(self._floor, at_least)
         self._current = Registry(max(epoch, self._floor), entries)
@@ -158,9 +162,12 @@ class KeyRegistry:
 
     async def _of_accounts(self, *words: str | int, after: tuple[int, ...] = ()) -> list[Any]:
         """Send one command about the epoch of every account that any process serves."""
-        known = await self._batch.submit("SMEMBERS", self._accounts_key)
-        accounts = sorted({*self._accounts, *(name.decode() for name in known)})
+        accounts = await self._all_accounts()
         return await asyncio.gather(*(self._batch.submit(*words, Names(account).epoch, *after) for account in accounts))
+
+    async def _all_accounts(self) -> list[str]:
+        known = await self._batch.submit("SMEMBERS", self._accounts_key)
+        return sorted({*self._accounts, *(name.decode() for name in known)})
 
     async def in_flight(self, key_id: str, number: int | None, longest_seconds: float) -> int:
         """Wait until no call admitted under a key before now is under way, and return how many still are.
@@ -172,7 +179,7 @@ class KeyRegistry:
         while True:
             left = 0
             try:
-                for account in self._accounts:
+                for account in await self._all_accounts():
                     seconds, micros = await self._batch.submit("TIME")
                     oldest = int(seconds) * 1_000_000 + int(micros) - longest_seconds * 1_000_000
                     left += sum(
@@ -283,16 +290,15 @@ def write_entry(entry: KeyEntry) -> bytes:
     )
 
 
-def read_entry(key_id: str, encoded: bytes) -> KeyEntry:
-    """Return what `write_entry` wrote."""
-    kept = msgspec.json.decode(encoded)
-    return KeyEntry(
-        key_id,
-        kept["service"],
-        tuple(KeyVersion(**version) for version in kept["versions"]),
-        Bindings(frozenset(kept["scopes"]), *(tuple(kept[name]) for name in ("accounts", "networks", "prefixes"))),
-        kept["note"],
-    )
+def read_entry(key_id: str, encoded: bytes) -> KeyEntry | None:
+    """Return what `write_entry` wrote; None for anything else, so that one bad entry does not take the others along."""
+    try:
+        kept = msgspec.json.decode(encoded)
+        bindings = Bindings(frozenset(kept["scopes"]), *(tuple(kept[name]) for name in ("accounts", "networks", "prefixes")))
+        versions = tuple(KeyVersion(**version) for version in kept["versions"])
+        return KeyEntry(key_id, kept["service"], versions, bindings, kept["note"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return None
 
 
 def _pairs(raw: Any) -> list[tuple[bytes, bytes]]:

@@ -344,6 +344,20 @@ def test_one_of_two_changes_at_a_time_is_made_again(stack: Stack) -> None:
     assert [row["state"] for row in listed(stack, key_id)] == ["revoked"]
 
 
+def test_a_bad_entry_takes_no_other_along(start: Callable[..., Stack]) -> None:
+    """What somebody wrote into Redis by hand is an unknown key, and told by the list."""
+    stack = start()
+    m1, m2 = stack.masked()
+    with stack.redis.client() as client:
+        client.hset("gw:{:keys}:keys", mapping={"badentry01": "{", "badentry02": '{"service": 1}', "badentry03": "[]"})
+        client.set("gw:{:keys}:epoch", int(time.time() * 1_000_000))
+
+    assert stack.unset(m1=m1, m2=m2, key=stack.issue("good")[0]).status_code == 200
+    done = stack.cli("keys", "list", check=False)
+    assert done.returncode == 1
+    assert "badentry02" in done.stderr
+
+
 def test_keys_of_one_account_reach_no_other(start: Callable[..., Stack]) -> None:
     """A revocation holds in an account that the operator's own settings do not name."""
     other = '[accounts.other]\nbrand = "SANDBOX"\nservices = ["crm"]\n[accounts.other.primary]\nssid = { env = "VENDOR_SSID" }'
