@@ -7,7 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,14 +21,15 @@ from gateway.authentication import Authenticator
 from gateway.calling import Account, Calling
 from gateway.config import SecretReference, Settings
 from gateway.credentials import Exchange
-from gateway.endpoints import Check, Fallback, Health, Unset, describe, rate_limit_policy
+from gateway.endpoints import Check, Fallback, Health, Unset, describe
+from gateway.errors import Refusal
 from gateway.identities import Identities
 from gateway.jwks import Jwks, JwksSettings
 from gateway.keys import KeyEntry, KeyVersion
 from gateway.ledger.connect import Connection, connect
 from gateway.ledger.journal import Journal
 from gateway.ledger.registry import KeyRegistry
-from gateway.ledger.store import RedisLedger
+from gateway.ledger.store import Away, RedisLedger
 from gateway.metrics import Metrics
 from gateway.model import SLOTS, UNSET_PATH, Secret
 from gateway.numbers import Pseudonyms
@@ -46,6 +47,7 @@ from gateway.vault import SecretUnreadable, Vault, make_secret_file, read_secret
 _PSEUDONYM_KEY_MIN = 32
 _JWKS_SECONDS = 5.0
 _PAUSE_SECONDS = 1.0
+_PLACE_LONGER_MS = 1000
 
 
 def create_app(
@@ -105,6 +107,7 @@ def create_app(
             endless: list[Callable[[], Awaitable[None]]] = [vault.watch for vault in vaults.values()]
             endless += [partial(prover.watch, settings.upstream.probe_seconds, observer) for prover in provers]
             endless += [identities.registry.count_for_ever, identities.warn_for_ever]
+            endless += [partial(_keys_kept_up, identities, ledgers)]
             for work in endless:
                 stack.callback(asyncio.create_task(_kept_up(work, observer)).cancel)
             writers = {name: ledger.writer for name, ledger in ledgers.items()}
@@ -113,7 +116,7 @@ def create_app(
             log.info("gateway.closing", writers=writers)
 
     fallback = Fallback(settings.server.cors_origins)
-    unset = Unset(pipeline, settings.server, rate_limit_policy(settings.quotas), clock)
+    unset = Unset(pipeline, settings.server, clock)
     health = _health(accounts, ledgers, vaults, identities)
     return Starlette(
         routes=[
@@ -133,13 +136,18 @@ def make_account(
 ) -> Account:
     """Return everything of one vendor account."""
     return Account(
-        policies=Policies(settings.quotas, name, pseudonyms),
+        policies=make_policies(settings, name, pseudonyms),
         auditor=Auditor(name, pseudonyms),
         ledger=ledger,
         vault=vault,
         slots=Slots(settings.upstream.rejections_to_switch),
         upstream=upstream,
     )
+
+
+def make_policies(settings: Settings, account: str, pseudonyms: Pseudonyms) -> Policies:
+    """Return the limits of one vendor account, by the settings alone."""
+    return Policies(settings.policies, account, pseudonyms, settings.upstream.longest_ms + _PLACE_LONGER_MS)
 
 
 def make_prover(settings: Settings, name: str, account: Account) -> Prover:
@@ -175,6 +183,7 @@ def make_ledger(settings: Settings, account: str, environ: Mapping[str, str], lo
         writer,
         Journal(folder / "journal" / account, writer),
         settings.redis.timeout_ms / 1000,
+        Away(settings.audit.on_store_error == "spool", settings.keys.stale_seconds_max),
         time.monotonic,
         changed,
         time.time,
@@ -183,9 +192,7 @@ def make_ledger(settings: Settings, account: str, environ: Mapping[str, str], lo
 
 def make_registry(settings: Settings, environ: Mapping[str, str]) -> KeyRegistry:
     """Return one process' copy of the keys. Raises: SecretUnreadable."""
-    return KeyRegistry(
-        _connection(settings, environ), settings.accounts, _writer(), settings.redis.timeout_ms / 1000, time.monotonic, time.time
-    )
+    return KeyRegistry(_connection(settings, environ), settings.accounts, _writer(), settings.redis.timeout_ms / 1000, time.time)
 
 
 def read_pseudonym_key(settings: Settings, environ: Mapping[str, str], folder: Path) -> Secret:
@@ -214,6 +221,14 @@ async def _kept_up(work: Callable[[], Awaitable[None]], observer: LogObserver) -
         except Exception as error:
             observer.failed("none", error)
         await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _keys_kept_up(identities: Identities, ledgers: Mapping[str, RedisLedger]) -> None:
+    """Read the keys again when they changed, also without a call: should Redis go away, they must not be old."""
+    while True:
+        await asyncio.sleep(_PAUSE_SECONDS)
+        with suppress(Refusal):
+            await identities.reach(max(ledger.epoch for ledger in ledgers.values()))
 
 
 def _connection(settings: Settings, environ: Mapping[str, str]) -> Connection:

@@ -6,6 +6,7 @@ stands as its pseudonym, country and last two digits.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -14,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from gateway.errors import Refusal
-from gateway.model import Admission, Arrival, Attempt, Call, Caller, Outcome
+from gateway.model import Admission, Arrival, Attempt, Call, Caller, Outcome, Verdict
 from gateway.numbers import Pseudonyms
 
 
@@ -22,7 +23,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One line of the audit trail. A field that does not apply is left out."""
 
     stage: Literal["intent", "outcome", "refusal", "change"]
-    """`intent` before the vendor is called, `outcome` after it; `refusal` where it was not called; `change`: of a key or slot."""
+    """`intent` before the vendor is called, `outcome` after it; `refusal` where it was not called; `change` of a key, slot or
+    limit."""
     writer: str = ""
     """The process that wrote it. Set by the ledger, like `seq`."""
     seq: int = -1
@@ -80,7 +82,24 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     attempt: int = 1
     """2 where the vendor had rejected the first credential and the other one was tried."""
     policy: str | None = None
-    """The quota that refused."""
+    """The policy that refused, or that was changed."""
+    limits: str | None = None
+    """What each limit had left of its burst: `caller=99/100 number:m1=0/10!2 sweep=0/1000?40`. `!2`: it refused, and would
+    not have 2 s later; `?40`: it would have refused, were it not in shadow; `?`: in shadow, and it would not have."""
+    shadow_deny: str | None = None
+    """The policies in shadow that would have refused, joined by spaces."""
+    degraded: bool = False
+    """Whether it was decided without Redis."""
+    subject: str | None = None
+    """Of a changed limit: whom it is for; None: everybody."""
+    before: str | None = None
+    """Of a changed limit: what it was."""
+    after: str | None = None
+    """Of a changed limit: what it is."""
+    until: str | None = None
+    """Of a changed limit: when the change ends."""
+    why: str | None = None
+    """Of a changed limit: the operator's reason."""
     retry_after_seconds: int | None = None
     field: str | None = None
     """The body's field at fault, where it is one of the call's own."""
@@ -95,6 +114,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
         return f"{self.writer}-{self.seq}"
 
 
+_TOLD = re.compile(r"([^:=]+)(?::(m1|m2|mask))?=(\d+)/(\d+)([!?]?)(\d*)")
 _FIELDS = frozenset(("m1", "m2", "mask", "expiry_time", "expiry_duration", "ssid", "userId", "token"))
 
 
@@ -118,6 +138,7 @@ class Auditor:
         self._describe(record, admission.call)
         record.intent = admission.record_id
         record.slot, record.credential, record.attempt = attempt.slot, attempt.version, attempt.number
+        _weigh(record, admission.verdict)
         self._conclude(record, arrival, outcome, ended_at)
         return record
 
@@ -128,6 +149,7 @@ class Auditor:
         call: Call | None,
         outcome: Outcome,
         refusal: Refusal | None,
+        verdict: Verdict | None,
         ended_at: float,
     ) -> Record:
         """Return what is recorded of a call that was not made."""
@@ -143,6 +165,8 @@ class Auditor:
             record.key_id = record.key_id or _text(refusal.facts.get("key_id"))
             # Redis may have taken the intent although its answer never came; this closes it.
             record.intent = _text(refusal.facts.get("intent"))
+        if verdict is not None:
+            _weigh(record, verdict)
         self._conclude(record, arrival, outcome, ended_at)
         return record
 
@@ -186,6 +210,49 @@ class Auditor:
         record.duration_ms = round((ended_at - arrival.received_at) * 1000, 3)
 
 
+def _weigh(record: Record, verdict: Verdict) -> None:
+    record.limits = limits_text(verdict) or None
+    record.degraded = verdict.degraded
+    if verdict.shadow_refused:
+        record.shadow_deny = " ".join(dict.fromkeys(meter.limit.policy for meter in verdict.shadow_refused))
+
+
+def limits_text(verdict: Verdict) -> str:
+    """Return a verdict as records tell it."""
+    told = []
+    for meter in verdict.meters:
+        limit = meter.limit
+        text = f"{limit.policy}:{meter.field}" if meter.field else limit.policy
+        text = f"{text}={meter.remaining}/{limit.burst}"
+        mark = "?" if limit.shadow else "" if meter.admitted else "!"
+        told.append(f"{text}{mark}" if meter.admitted else f"{text}{mark}{meter.reset_after_seconds}")
+    return " ".join(told)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a record tells of one limit."""
+
+    policy: str
+    field: str
+    """The body's field whose number was counted; empty where none was."""
+    left: int
+    burst: int
+    shadow: bool
+    retry_after_seconds: int | None
+    """None: it did not refuse, nor would have."""
+
+
+def read_limits(text: str) -> list[Told]:
+    """Return what `limits_text` wrote; what does not look like it is left out."""
+    found = []
+    for one in text.split():
+        if match := _TOLD.fullmatch(one):
+            policy, field, left, burst, mark, wait = match.groups()
+            found.append(Told(policy, field or "", int(left), int(burst), mark == "?", int(wait) if wait else None))
+    return found
+
+
 def change(
     what: str,
     *,
@@ -198,8 +265,14 @@ def change(
     key_version: int | None = None,
     slot: str | None = None,
     credential: str | None = None,
+    policy: str | None = None,
+    subject: str | None = None,
+    before: str | None = None,
+    after: str | None = None,
+    until: float | None = None,
+    why: str | None = None,
 ) -> Record:
-    """Return the record of a change of a key or a slot. `at`: Unix seconds."""
+    """Return the record of a change of a key, a slot or a limit. `at`, `until`: Unix seconds."""
     return Record(
         stage="change",
         at=rfc3339(at),
@@ -212,6 +285,12 @@ def change(
         key_version=key_version,
         slot=slot,
         credential=credential,
+        policy=policy,
+        subject=subject,
+        before=before,
+        after=after,
+        until=rfc3339(until) if until is not None else None,
+        why=why,
         decision="allowed",
     )
 
@@ -220,6 +299,11 @@ def rfc3339(unix_seconds: float) -> str:
     """Return an instant as `2030-01-31T12:30:00.123Z`."""
     whole, millis = divmod(int(unix_seconds * 1000), 1000)
     return f"{_whole_second(whole)}.{millis:03d}Z"
+
+
+def unix_seconds(at: str) -> float:
+    """Return what `rfc3339` was given, to the millisecond."""
+    return datetime.fromisoformat(at).timestamp()
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gateway.admission import Policies
+from gateway.admission import Live, Policies
 from gateway.audit import Auditor, Record, change
 from gateway.credentials import Exchange
 from gateway.errors import Problem, Refusal
@@ -38,9 +38,9 @@ class Ledger(Protocol):
     """Where charges and records of one account are kept."""
 
     async def admit(
-        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None
+        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None, live: Live
     ) -> Admission | Verdict | Outdated:
-        """Charge every quota and record the intent, or neither.
+        """Charge every limit and record the intent, or neither.
 
         Returns the admission, the verdict that refused, or what changed since the call was decided.
         Raises: Refusal `ledger_unavailable`, `signature_replayed`.
@@ -49,8 +49,23 @@ class Ledger(Protocol):
     async def switch(self, before: Slot | None, after: Slot, record: Record) -> Slot:
         """Make a slot the active one everywhere, if `before` still is. Returns the active one."""
 
-    def settle(self, record: Record) -> None:
-        """Take an outcome or a refusal to be recorded; it is never lost, and no caller waits for it."""
+    async def live(self) -> Live:
+        """Return what was changed of the limits. Raises: Refusal `ledger_unavailable`."""
+
+    def settle(self, record: Record, held: Held | None = None) -> None:
+        """Take an outcome or a refusal to be recorded, and the call's places back; no caller waits, and nothing is lost."""
+
+    @property
+    def down(self) -> bool:
+        """Whether Redis is away."""
+
+    @property
+    def degraded(self) -> int:
+        """How many calls this process admitted without Redis."""
+
+    @property
+    def refusals(self) -> Mapping[tuple[str, bool], int]:
+        """How often this process saw each policy refuse, by name and whether in shadow."""
 
 
 class Upstream(Protocol):
@@ -82,6 +97,14 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """The places that a call takes among those under way, from its first try to its last."""
+
+    holder: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """Everything of one account at the vendor; what befalls one does not touch another."""
 
@@ -91,6 +114,12 @@ class Account:
     vault: Vault
     slots: Slots
     upstream: Upstream
+
+    async def catch_up(self, outdated: Outdated) -> None:
+        """Learn what changed since a call was decided. Raises: Refusal `ledger_unavailable`."""
+        self.slots.active = outdated.active
+        if outdated.limits != self.policies.live.version:
+            self.policies.adopt(await self.ledger.live())
 
 
 StillGood = Callable[[int], Awaitable[int | None]]
@@ -105,6 +134,7 @@ class Made:
     admission: Admission
     attempt: Attempt
     credential: VendorCredential
+    held: Held
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +211,8 @@ class Calling:
         epoch = await still_good(0)
         while epoch is not None:
             intent = account.auditor.intent(arrival, made.call, attempt)
-            answer = await account.ledger.admit(unsigned, account.policies.account_charge(), intent, epoch, None)
+            charges = account.policies.account_charge()
+            answer = await account.ledger.admit(unsigned, charges, intent, epoch, None, account.policies.live)
             if isinstance(answer, Verdict):
                 return False
             if isinstance(answer, Admission):
@@ -193,6 +224,7 @@ class Calling:
                 self.observer.recorded(first)
                 made.admission, made.attempt, made.credential = answer, attempt, other
                 return True
+            await account.catch_up(answer)
             epoch = await still_good(answer.epoch)
         return False
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 from gateway.addresses import read_network
-from gateway.model import OPERATIONS, SLOTS, Bindings
+from gateway.model import DIMENSIONS, MODES, OPERATIONS, SLOTS, STORE_ERRORS, Bindings
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Fault:
     """One thing that is wrong with the configuration or with what it points at."""
 
     path: str
-    """Dotted path of the setting, e.g. `quotas.caller.rate`."""
+    """Dotted path of the setting, e.g. `policies.caller.rate`."""
     message: str
     """What is wrong and what would be right; never the value of a secret."""
 
@@ -53,6 +53,10 @@ class Rate:
     count: int
     window_seconds: int
 
+    def __str__(self) -> str:
+        letter = next(letter for letter, seconds in _WINDOWS.items() if seconds == self.window_seconds)
+        return f"{self.count}/{letter}"
+
     @property
     def interval_us(self) -> int:
         """Microseconds in which one unit grows back, at least 1."""
@@ -75,6 +79,24 @@ def _rate(value: Any) -> Rate:
     if match is None:
         raise _Wrong('must be a text like "50/s", "100/m", "1000/h" or "5000/d"')
     return Rate(int(match[1]), _WINDOWS[match[2]])
+
+
+def _rate_or_none(value: Any) -> Rate | None:
+    return None if value == "" else _rate(value)
+
+
+def _dimensions(value: Any) -> tuple[str, ...]:
+    by = _texts(value)
+    if not by or not set(by) <= set(DIMENSIONS) or len(set(by)) < len(by):
+        raise _Wrong("must be a list of " + ", ".join(f'"{name}"' for name in DIMENSIONS) + ", each at most once")
+    # One order, or two ways of writing one policy would count in two places.
+    return tuple(name for name in DIMENSIONS if name in by)
+
+
+def _operations(value: Any) -> tuple[str, ...]:
+    if not set(_texts(value)) <= set(OPERATIONS):
+        raise _Wrong("must be a list of " + " and ".join(f'"{operation}"' for operation in OPERATIONS))
+    return tuple(value)
 
 
 def _reference(value: Any) -> SecretReference:
@@ -103,6 +125,12 @@ def _name(value: Any) -> str:
 
 def _name_or_none(value: Any) -> str:
     return "" if value == "" else _name(value)
+
+
+def _subject(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_./-]{1,200}", value):
+        raise _Wrong('must be a subject like "crm", or "crm/end" where the policy counts by caller and operation')
+    return value
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -216,9 +244,9 @@ def _origins(value: Any) -> tuple[str, ...]:
     return origins
 
 
-def _tables(shape: type[Any]) -> Any:
+def _tables(shape: type[Any], name: Callable[[Any], str] = _name) -> Any:
     """Declare tables of one shape, each under a name of the operator's choice; none where they are left out."""
-    return field(default_factory=dict, metadata={"tables": shape})
+    return field(default_factory=dict, metadata={"tables": shape, "name": name})
 
 
 def _s(doc: str, read: Callable[[Any], Any], default: Any = MISSING) -> Any:
@@ -344,6 +372,9 @@ class Keys:
 
     expiry_warning_days: int = _s("how long before its end a key is warned of, once a day", _between(0, 3650), 14)
     quiet_hours: int = _s("how long a key must not have been used to be called safe to revoke", _between(1, 24), 24)
+    stale_seconds_max: int = _s(
+        "how long keys are believed that Redis cannot confirm, while it is away", _between(0, 86_400), 900
+    )
     signature_seconds: int = _s("how old a request's signature may be", _between(1, 3600), 300)
     signature_hosts: tuple[str, ...] = _s(
         "hosts, with the port where it is not the usual one, that signed requests must be made for; none: any", _hosts, ()
@@ -384,21 +415,63 @@ class Workload:
         return Bindings(frozenset(self.scopes), self.accounts, self.networks, self.prefixes)
 
 
+_NUMBER_FIELDS = ("m1", "m2", "mask")
+_BURST = _between(1, 1_000_000_000)
+_CONCURRENCY = _between(0, 1_000_000)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
+class Terms:
+    """What may be said of a limit for some who fall under it; what is left out stays as it is for all."""
+
+    rate: Rate | None = _s("units that grow back, for this subject", _rate, None)
+    burst: int | None = _s("units that may be used at once, by this subject", _BURST, None)
+    concurrency: int | None = _s("calls that may be under way at once, of this subject; 0: any number", _CONCURRENCY, None)
+    mode: str | None = _s("`enforce`, `shadow` or `off`, for this subject", _one_of(*MODES), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
     """One limit: GCRA admits at most `burst + rate × window` in any window."""
 
-    rate: Rate = _s("units that grow back", _rate)
-    burst: int = _s("units that may be used at once", _between(1, 1_000_000_000))
+    by: tuple[str, ...] = _s(
+        "what it counts apart, each account for itself: `caller`, `number`, `account`, `operation`", _dimensions
+    )
+    count: str = _s(
+        "what draws a unit: each call, or each number that its subject did not touch within the rate's window",
+        _one_of("calls", "new_numbers"),
+        "calls",
+    )
+    rate: Rate | None = _s("units that grow back; empty: no such limit", _rate_or_none, None)
+    burst: int = _s("units that may be used at once", _BURST, 1)
+    concurrency: int = _s("calls that may be under way at once; 0: any number", _CONCURRENCY, 0)
+    mode: str = _s("`enforce`; `shadow`: counted and recorded, never refused; `off`", _one_of(*MODES), MODES[0])
+    on_store_error: str = _s(
+        "without Redis: `local`, the process' share of it; `deny`, nothing passes; `allow`, it is not looked at",
+        _one_of(*STORE_ERRORS),
+        STORE_ERRORS[0],
+    )
+    hard_limit: Rate | None = _s(
+        "the most that may pass in any such window; rate and burst that admit more are a fault. Empty: none", _rate_or_none, None
+    )
+    operations: tuple[str, ...] = _s("operations it is for; none: all", _operations, ())
+    services: tuple[str, ...] = _s("services it is for; none: all", _names, ())
+    accounts: tuple[str, ...] = _s("accounts it is for; none: all", _names, ())
+    subjects: Mapping[str, Terms] = _tables(Terms, _subject)
+
+    def worst_case(self, rate: Rate, burst: int, window_seconds: int) -> int:
+        """Return the most that passes in any window of that length."""
+        return burst + window_seconds * 1_000_000 // rate.interval_us
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quotas:
-    """The limits each call draws on; all are charged, or none."""
-
-    caller: Quota = field(default_factory=lambda: Quota(rate=Rate(50, 1), burst=100))
-    number: Quota = field(default_factory=lambda: Quota(rate=Rate(30, 60), burst=10))
-    account: Quota = field(default_factory=lambda: Quota(rate=Rate(100, 1), burst=200))
+BUILT_IN: Final[Mapping[str, Mapping[str, Any]]] = {
+    "caller": {"by": ["caller"], "rate": "50/s", "burst": 100},
+    "number": {"by": ["number"], "rate": "30/m", "burst": 10},
+    "account": {"by": ["account"], "rate": "100/s", "burst": 200},
+    "sweep": {"by": ["caller"], "count": "new_numbers", "rate": "1000/h", "burst": 1000, "mode": "shadow"},
+    "repeat": {"by": ["caller", "number"], "rate": "20/h", "burst": 20, "mode": "shadow"},
+}
+"""The policies there are without a word in the settings; a table of the same name changes what it names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,6 +486,11 @@ class Audit:
     )
     pseudonym_key_id: str = _s("name of that key, written beside each pseudonym", _name, "k1")
     strict: bool = _s("whether the gateway refuses to start on a Redis that may lose records", _flag, False)
+    on_store_error: str = _s(
+        "without Redis: `spool`, records go to the journal on disk before the vendor is called; `refuse`, no call is made",
+        _one_of("spool", "refuse"),
+        "spool",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,7 +512,7 @@ class Settings:
     issuers: Mapping[str, Issuer] = _tables(Issuer)
     workloads: Mapping[str, Workload] = _tables(Workload)
     validation: Validation = field(default_factory=Validation)
-    quotas: Quotas = field(default_factory=Quotas)
+    policies: Mapping[str, Policy] = _tables(Policy)
     audit: Audit = field(default_factory=Audit)
     log: Log = field(default_factory=Log)
 
@@ -446,7 +524,10 @@ def parse(document: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     Raises: ConfigError with every fault at once.
     """
     faults: list[Fault] = []
-    settings: Settings | None = _table(Settings, document, "", faults)
+    if "quotas" in document:
+        faults.append(Fault("quotas", "is now policies: write [policies.caller] for [quotas.caller]"))
+    tables = {name: table for name, table in document.items() if name != "quotas"}
+    settings: Settings | None = _table(Settings, {**tables, "policies": with_built_in(document.get("policies", {}))}, "", faults)
     if settings is not None:
         faults.extend(_contradictions(settings))
     if faults or settings is None:
@@ -455,6 +536,38 @@ def parse(document: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         merged = {**document, "redis": {**document.get("redis", {}), "url": environ["GATEWAY_REDIS_URL"]}}
         return parse(merged, {})
     return settings
+
+
+def with_built_in(policies: Any) -> Any:
+    """Return tables of policies with what is built in where they say nothing; anything else as it is."""
+    if not isinstance(policies, Mapping):
+        return policies
+    merged: dict[str, Any] = dict(BUILT_IN)
+    for name, table in policies.items():
+        merged[name] = {**BUILT_IN.get(name, {}), **table} if isinstance(table, Mapping) else table
+    return merged
+
+
+def read_policies(tables: Any) -> Mapping[str, Policy]:
+    """Return policies read alone, as from a candidate's file, none built in. Raises: ConfigError."""
+    faults: list[Fault] = []
+    setting = next(setting for setting in fields(Settings) if setting.name == "policies")
+    policies = _named(setting, tables, "policies", faults)
+    if not faults:
+        faults.extend(_policy_faults(policies, None))
+    if faults:
+        raise ConfigError(tuple(faults))
+    found: Mapping[str, Policy] = policies
+    return found
+
+
+def read_terms(table: Any) -> Terms:
+    """Return terms read alone. Raises: ConfigError."""
+    faults: list[Fault] = []
+    terms: Terms = _table(Terms, table, "", faults)
+    if faults:
+        raise ConfigError(tuple(faults))
+    return terms
 
 
 def _table(shape: type[Any], value: Any, path: str, faults: list[Fault]) -> Any:
@@ -503,7 +616,7 @@ def _named(setting: Field[Any], tables: Any, path: str, faults: list[Fault]) -> 
     read = {}
     for name, table in tables.items():
         try:
-            read[_name(name)] = _table(setting.metadata["tables"], table, f"{path}.{name}.", faults)
+            read[setting.metadata["name"](name)] = _table(setting.metadata["tables"], table, f"{path}.{name}.", faults)
         except _Wrong as wrong:
             faults.append(Fault(f"{path}.{name}", f"the table's name {wrong}"))
     return read
@@ -511,7 +624,7 @@ def _named(setting: Field[Any], tables: Any, path: str, faults: list[Fault]) -> 
 
 def _contradictions(settings: Settings) -> list[Fault]:
     """Return what no single setting shows."""
-    faults = [*_account_faults(settings), *_workload_faults(settings)]
+    faults = [*_account_faults(settings), *_workload_faults(settings), *_policy_faults(settings.policies, settings.accounts)]
     if settings.redis.cluster and settings.redis.sentinels:
         faults.append(Fault("redis.cluster", "cannot be true together with redis.sentinels"))
     if not all(re.fullmatch(r"[^:\s]+:\d{1,5}", sentinel) for sentinel in settings.redis.sentinels):
@@ -541,6 +654,49 @@ def _account_faults(settings: Settings) -> list[Fault]:
             elif (credential.given or slot == SLOTS[0]) and not credential.ssid and not (credential.user_id and credential.token):
                 faults.append(Fault(here, "is missing; give ssid, or user_id and token"))
     return faults
+
+
+def _policy_faults(policies: Mapping[str, Policy], accounts: Mapping[str, Account] | None) -> list[Fault]:
+    faults = []
+    for name, policy in policies.items():
+        here = f"policies.{name}"
+        if policy.rate is None and not policy.concurrency:
+            faults.append(Fault(here, "limits nothing; give rate and burst, or concurrency"))
+        if policy.count == "new_numbers" and "number" in policy.by:
+            faults.append(Fault(f"{here}.by", 'cannot have "number" where new numbers are counted'))
+        if policy.count == "new_numbers" and policy.rate is None:
+            faults.append(Fault(f"{here}.rate", "is missing: new numbers are counted by rate and burst"))
+        if policy.count == "new_numbers" and policy.burst < len(_NUMBER_FIELDS):
+            faults.append(Fault(f"{here}.burst", "must be 3 or more: one call may have three new numbers"))
+        if policy.subjects and "number" in policy.by:
+            faults.append(Fault(f"{here}.subjects", "cannot be told for numbers here; use `gateway limits set`"))
+        faults.extend(
+            Fault(f"{here}.subjects.{subject}", f"must be {'/'.join(policy.by)}")
+            for subject in policy.subjects
+            if len(subject.split("/")) != len(policy.by)
+        )
+        if accounts is not None:
+            faults.extend(
+                Fault(f"{here}.accounts", f"there is no [accounts.{account}]")
+                for account in policy.accounts
+                if account not in accounts
+            )
+        all_terms = {here: Terms(), **{f"{here}.subjects.{subject}": terms for subject, terms in policy.subjects.items()}}
+        for path, terms in all_terms.items():
+            if told := hard_limit_fault(policy, terms.rate or policy.rate, terms.burst or policy.burst):
+                faults.append(Fault(path, told))
+    return faults
+
+
+def hard_limit_fault(policy: Policy, rate: Rate | None, burst: int) -> str:
+    """Return why rate and burst could admit more than the policy's hard limit; empty where they cannot."""
+    limit = policy.hard_limit
+    if limit is None or rate is None:
+        return ""
+    worst = policy.worst_case(rate, burst, limit.window_seconds)
+    if worst <= limit.count:
+        return ""
+    return f"{rate} with burst {burst} admits up to {worst} in a window of hard_limit {limit}; lower rate or burst"
 
 
 def _workload_faults(settings: Settings) -> list[Fault]:

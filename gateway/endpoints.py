@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.addresses import is_within
-from gateway.config import Quotas, Server
+from gateway.config import Server
 from gateway.document import shown
 from gateway.errors import Problem, Refusal
-from gateway.model import Arrival, Meter, Outcome, Reply, SignedMessage
+from gateway.model import Arrival, Limit, Meter, Outcome, Reply, SignedMessage
 from gateway.normalisation import outcome_of
 from gateway.pipeline import Pipeline
 
@@ -58,7 +58,6 @@ class Unset:
 
     pipeline: Pipeline
     server: Server
-    rate_limit_policy: bytes
     clock: Callable[[], float]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -179,8 +178,7 @@ class Unset:
             *more,
         ]
         if reply.verdict is not None:
-            answer.append((b"ratelimit-policy", self.rate_limit_policy))
-            answer.append((b"ratelimit", _rate_limit(reply.verdict.meters)))
+            answer.extend(_rate_limit(reply.verdict.meters))
         if outcome.retry_after_seconds is not None:
             answer.append((b"retry-after", b"%d" % outcome.retry_after_seconds))
         if outcome.status == 401:
@@ -280,12 +278,6 @@ def cors_headers(headers: Pairs, origins: tuple[str, ...]) -> Pairs:
     ]
 
 
-def rate_limit_policy(quotas: Quotas) -> bytes:
-    """Return the `RateLimit-Policy` header (draft-ietf-httpapi-ratelimit-headers-10): quota and window of each."""
-    listed = (("caller", quotas.caller), ("number", quotas.number), ("account", quotas.account))
-    return ", ".join(f'"{name}";q={quota.rate.count};w={quota.rate.window_seconds}' for name, quota in listed).encode()
-
-
 def request_id(headers: Pairs) -> str:
     """Return the caller's `X-Request-Id` when it is well-formed, else a new one.
 
@@ -316,13 +308,29 @@ def _rendered(outcome: Outcome, problem_json: bool) -> tuple[bytes, bytes]:
     return b"application/problem+json", msgspec.json.encode(document)
 
 
-def _rate_limit(meters: tuple[Meter, ...]) -> bytes:
-    """Return the `RateLimit` header: of several quotas of one policy, the one with least left."""
+def _rate_limit(meters: tuple[Meter, ...]) -> Pairs:
+    """Return `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10).
+
+    Of several draws on one policy, the one with least left. What is in shadow is not told: nobody has to heed it.
+    """
     least: dict[str, Meter] = {}
     for meter in meters:
-        if meter.policy not in least or meter.remaining < least[meter.policy].remaining:
-            least[meter.policy] = meter
-    return ", ".join(f'"{meter.policy}";r={meter.remaining};t={meter.reset_after_seconds}' for meter in least.values()).encode()
+        policy = meter.limit.policy
+        if not meter.limit.shadow and (policy not in least or meter.remaining < least[policy].remaining):
+            least[policy] = meter
+    if not least:
+        return []
+    left = ", ".join([f'"{name}";r={meter.remaining};t={meter.reset_after_seconds}' for name, meter in least.items()])
+    return [
+        (b"ratelimit-policy", ", ".join([_policy(meter.limit) for meter in least.values()]).encode()),
+        (b"ratelimit", left.encode()),
+    ]
+
+
+def _policy(limit: Limit) -> str:
+    if not limit.interval_us:
+        return f'"{limit.policy}";q={limit.burst};qu="concurrent-requests"'
+    return f'"{limit.policy}";q={limit.units};w={limit.window_seconds}'
 
 
 async def _send(send: Send, status: int, headers: Pairs, body: bytes) -> None:

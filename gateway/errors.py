@@ -190,6 +190,7 @@ class Refusal(Exception):
         detail: str | None = None,
         retry_after_seconds: int | None = None,
         policy: str | None = None,
+        violated: tuple[str, ...] = (),
         vendor_code: int | None = None,
         upstream_status: int | None = None,
         **facts: Fact,
@@ -202,7 +203,9 @@ class Refusal(Exception):
         """A sentence for the caller in place of the row's; holds no secret and no number. None: the row's."""
         self.retry_after_seconds = retry_after_seconds
         self.policy = policy
-        """The policy that refused, or None."""
+        """The policy that refused, or None; of several the one that takes longest."""
+        self.violated = violated
+        """All the policies that refused."""
         self.vendor_code = vendor_code
         """The code the vendor really sent, where it is not the row's."""
         self.upstream_status = upstream_status

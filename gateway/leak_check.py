@@ -70,13 +70,13 @@ jwks_file = {jwks}
 [workloads.pods]
 issuer = "here"
 subject = "system:serviceaccount:leak:check"
-[quotas.caller]
+[policies.caller]
 rate = "100000/s"
 burst = 100000
-[quotas.number]
+[policies.number]
 rate = "1/h"
 burst = 120
-[quotas.account]
+[policies.account]
 rate = "100000/s"
 burst = 100000
 [audit]

@@ -1,4 +1,4 @@
-"""What Prometheus reads: when keys end, how the vendor's credentials stand, which issuers' keys are to be had."""
+"""What Prometheus reads: when keys end, how credentials and limits stand, which issuers' keys are to be had."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -58,6 +58,7 @@ class Metrics(Collector):
                 active.add_metric((name, slot), slot == account.slots.active)
                 rejected.add_metric((name, slot), account.slots.is_rejected(credential))
         yield active
+        yield from self._limits()
         yield rejected
         issuers = GaugeMetricFamily(
             "gateway_issuer_available", "1 while an issuer's public keys are to be had.", labels=("issuer",)
@@ -66,3 +67,21 @@ class Metrics(Collector):
         for name in self.identities.jwks.names:
             issuers.add_metric((name,), name not in unavailable)
         yield issuers
+
+    def _limits(self) -> Iterable[Metric]:
+        labels = ("account", "policy", "mode")
+        refused = CounterMetricFamily(
+            "gateway_limit_refused", "Calls a limit refused, or in shadow would have refused, by this process.", labels=labels
+        )
+        away = GaugeMetricFamily("gateway_degraded", "1 while Redis is away and limits are local.", labels=("account",))
+        degraded = CounterMetricFamily(
+            "gateway_degraded_calls", "Calls that were admitted without Redis, by this process.", labels=("account",)
+        )
+        for name, account in self.accounts.items():
+            for (policy, shadow), count in account.ledger.refusals.items():
+                refused.add_metric((name, policy, "shadow_deny" if shadow else "deny"), count)
+            away.add_metric((name,), account.ledger.down)
+            degraded.add_metric((name,), account.ledger.degraded)
+        yield refused
+        yield away
+        yield degraded

@@ -17,6 +17,16 @@ Operation = Literal["end", "reschedule"]
 OPERATIONS: Final[tuple[Operation, ...]] = ("end", "reschedule")
 """What a caller may be allowed to ask for: end a masking at once, or change when it ends."""
 
+Dimension = Literal["caller", "number", "account", "operation"]
+DIMENSIONS: Final[tuple[Dimension, ...]] = ("caller", "number", "account", "operation")
+"""What a policy may count apart, in the order in which its subjects are named."""
+
+MODES: Final = ("enforce", "shadow", "off")
+"""A policy refuses; or counts and records, and never refuses; or is not looked at."""
+
+STORE_ERRORS: Final = ("local", "deny", "allow")
+"""What a policy does without Redis."""
+
 Slot = Literal["primary", "secondary"]
 SLOTS: Final[tuple[Slot, ...]] = ("primary", "secondary")
 """The places of an account's credentials. One of them is active, the other stands by; the first is active at first."""
@@ -157,29 +167,55 @@ class Call:
     """Minutes; negative ends the masking at once; None when not given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """One draw of one unit on one quota."""
+@dataclass(frozen=True, slots=True, eq=False)  # made once and drawn on by many calls, it is told apart by identity
+class Limit:
+    """What a policy allows one subject, ready to be charged. Either a rate, or a number of calls under way at once."""
 
     policy: str
-    """Name of the policy, as shown to callers: `caller`, `number` or `account`."""
+    """Its name, as shown to callers."""
+    shadow: bool
+    """Whether it never refuses."""
+    on_store_error: Literal["local", "deny", "allow"]
+    burst: int
+    """Units that may be used at once; calls that may be under way at once where `interval_us` is 0."""
+    interval_us: int = 0
+    """Microseconds in which one unit grows back; 0: calls under way are counted."""
+    life_ms: int = 0
+    """How long a number counts as touched, or a place is kept for a call that never ends; 0: for neither."""
+    window_seconds: int = 0
+    """Window the rate was given for."""
+    units: int = 0
+    """Units that grow back in that window."""
+
+    @property
+    def tolerance_us(self) -> int:
+        """Microseconds by which a call may be early."""
+        return self.interval_us * (self.burst - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One draw on one limit."""
+
+    limit: Limit
     key: str
-    """Where the quota is kept; holds a pseudonym, never a number."""
-    interval_us: int
-    """Microseconds in which one unit grows back."""
-    tolerance_us: int
-    """Microseconds by which a call may be early: interval × (burst − 1)."""
+    """Where it is kept; holds a pseudonym, never a number."""
+    field: str = ""
+    """The body's field whose number is counted; empty where none is."""
+    touched: tuple[str, ...] | None = None
+    """Where it is kept which numbers were touched, one unit for each that was not; None: one unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """What one charged quota had left."""
+    """What one charged limit had left."""
 
-    policy: str
+    limit: Limit
+    field: str
     remaining: int
-    """Units left after this call; 0 where the call was refused."""
+    """Units left after this call; 0 where it was refused."""
     reset_after_seconds: int
-    """Until a unit is free where none remains, else until the quota is full again."""
+    """Until a unit is free where none remains, else until the limit is full again."""
     admitted: bool
 
 
@@ -189,11 +225,18 @@ class Verdict:
 
     meters: tuple[Meter, ...]
     """Same length and order as the charges."""
+    degraded: bool = False
+    """Whether it was given without Redis."""
 
     @property
     def refused(self) -> tuple[Meter, ...]:
-        """The quotas that had nothing left; empty when the call was admitted."""
-        return tuple(meter for meter in self.meters if not meter.admitted)
+        """The limits that had nothing left and refused; empty when the call was admitted."""
+        return tuple(meter for meter in self.meters if not meter.admitted and not meter.limit.shadow)
+
+    @property
+    def shadow_refused(self) -> tuple[Meter, ...]:
+        """The limits in shadow that would have refused."""
+        return tuple(meter for meter in self.meters if not meter.admitted and meter.limit.shadow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +247,8 @@ class Admission:
     record_id: str
     """`writer-sequence` of the intent."""
     verdict: Verdict
+    held: tuple[str, ...] = ()
+    """Where the call holds places among those under way; given back with its outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +259,8 @@ class Outdated:
     """Epoch the copy of the keys must have reached."""
     active: Slot
     """The slot whose credential is to be used."""
+    limits: str
+    """Version of the limits' live changes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def outcome_of(refusal: Refusal, request_id: str) -> Outcome:
     optional = {
         "field": refusal.field,
         "policy": refusal.policy,
+        "violated-policies": refusal.violated or None,
         "retry_after": retry_after,
         "upstream_status": refusal.upstream_status,
     }

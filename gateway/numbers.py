@@ -14,6 +14,8 @@ from gateway.model import PhoneNumber, Secret
 
 # The library also reads letters, other scripts' digits, extensions and `tel:` URIs; the vendor documents none of them.
 _WRITTEN: Final = re.compile(r"\+?[0-9 ().\-]{3,32}")
+_TELLING: Final = re.compile(r"(?:[0-9][\s_.()/-]*){9}|gk_")
+_DATE: Final = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 
 
 # 25 µs to 0.2 µs for a number seen lately; the bound keeps it to a few megabytes.
@@ -38,6 +40,11 @@ def read_number(text: str, default_region: str) -> PhoneNumber | None:
         e164=phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164),
         country=phonenumbers.region_code_for_number(number) or "ZZ",
     )
+
+
+def may_tell(text: str) -> bool:
+    """Say whether an operator's words could hold a telephone number or a key, and so do not belong into a record."""
+    return _TELLING.search(_DATE.sub("", text)) is not None
 
 
 class Pseudonyms:

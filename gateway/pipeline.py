@@ -12,7 +12,7 @@ from typing import Protocol
 
 from gateway.admission import refuse_unless_admitted
 from gateway.authentication import Authenticator, Known
-from gateway.calling import Account, Calling, Made
+from gateway.calling import Account, Calling, Held, Made
 from gateway.document import Document, read_document
 from gateway.errors import Problem, Refusal
 from gateway.model import Admission, Arrival, Attempt, Call, Caller, Outcome, Reply, Verdict
@@ -121,16 +121,16 @@ class Pipeline:
             attempt = Attempt(1, credential.slot, credential.version)
             charges = account.policies.charges(story.call)
             intent = account.auditor.intent(arrival, story.call, attempt)
-            answer = await account.ledger.admit(story.call, charges, intent, epoch, account.slots.active)
+            answer = await account.ledger.admit(story.call, charges, intent, epoch, account.slots.active, account.policies.live)
             if isinstance(answer, Admission):
                 story.verdict = answer.verdict
                 self.calling.observer.recorded(intent)
-                return Made(account, story.call, answer, attempt, credential)
+                return Made(account, story.call, answer, attempt, credential, Held(answer.record_id, answer.held))
             if isinstance(answer, Verdict):
                 story.verdict = answer
                 refuse_unless_admitted(answer)
             else:
-                account.slots.active = answer.active
+                await account.catch_up(answer)
                 await self.identities.reach(answer.epoch)
         raise Refusal(Problem.ledger_unavailable)
 
@@ -151,10 +151,10 @@ class Pipeline:
         if story.made is not None:
             record = auditor.outcome(arrival, story.made.admission, outcome, ended_at, story.made.attempt)
         else:
-            record = auditor.refusal(arrival, story.caller, story.call, outcome, story.refusal, ended_at)
+            record = auditor.refusal(arrival, story.caller, story.call, outcome, story.refusal, story.verdict, ended_at)
         if story.caller is not None:
             self.identities.used(story.caller, arrival.received_at)
-        story.account.ledger.settle(record)
+        story.account.ledger.settle(record, story.made.held if story.made is not None else None)
         self.calling.observer.recorded(record)
 
     def _story(self) -> _Story:

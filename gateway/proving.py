@@ -16,7 +16,7 @@ from gateway.audit import change
 from gateway.calling import Account, Observer
 from gateway.credentials import Exchange
 from gateway.errors import Problem, Refusal
-from gateway.model import OPERATIONS, Admission, Arrival, Attempt, Bindings, Call, Caller, PhoneNumber, VendorCredential
+from gateway.model import OPERATIONS, Admission, Arrival, Attempt, Bindings, Call, Caller, Outdated, PhoneNumber, VendorCredential
 from gateway.normalisation import normalise, outcome_of
 from gateway.slots import is_rejection, shows_acceptance
 
@@ -55,7 +55,12 @@ class Prover:
         arrival = Arrival(self.new_id(), self.clock(), b"")
         attempt = Attempt(1, credential.slot, credential.version)
         intent = auditor.intent(arrival, call, attempt)
-        admission = await ledger.admit(call, self.account.policies.account_charge(), intent, _DECIDED_BY_NO_KEY, None)
+        policies = self.account.policies
+        while isinstance(
+            admission := await ledger.admit(call, policies.account_charge(), intent, _DECIDED_BY_NO_KEY, None, policies.live),
+            Outdated,
+        ):
+            await self.account.catch_up(admission)
         if not isinstance(admission, Admission):
             return Proof(False, "not proved (the account's quota is used up)")
         said: Problem | None = None

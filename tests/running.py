@@ -172,7 +172,7 @@ class Stack:
         self._quotas = (
             quotas
             if quotas is not None
-            else "\n".join(f'[quotas.{name}]\nrate = "1000000/s"\nburst = 1000000' for name in ("caller", "number", "account"))
+            else "\n".join(f'[policies.{name}]\nrate = "1000000/s"\nburst = 1000000' for name in ("caller", "number", "account"))
         )
         self._sandbox_words = sandbox
         self._workers = workers

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
-from gateway.app import read_pseudonym_key
-from gateway.cli.opened import Opened, UsageError, span, with_store
-from gateway.ledger.connect import opened as opened_client
+from gateway.cli.opened import Opened, instant, with_store
 from gateway.ledger.registry import TAG
-from gateway.ledger.store import Names
-from gateway.numbers import Pseudonyms, read_number
 from gateway.trail.search import Query, Row, Trail
 from gateway.trail.table import record_table, show
-from gateway.vault import read_secret
 
 _TAIL: Final = 20
-_READ_SECONDS: Final = 30.0
 
 
 def add_audit(parser: argparse.ArgumentParser, configured: argparse.ArgumentParser) -> None:
@@ -81,28 +70,16 @@ def _search(arguments: argparse.Namespace) -> int:
     return with_store(arguments, work)
 
 
-@asynccontextmanager
-async def _trail(arguments: argparse.Namespace, opened: Opened) -> AsyncIterator[Trail]:
-    """Open a connection to the audit streams, without the short time-outs of the hot path."""
-    settings = opened.settings
-    if arguments.account not in (None, TAG, *settings.accounts):
-        raise UsageError(f"--account: there is no [accounts.{arguments.account}]; there are {', '.join(settings.accounts)}")
-    accounts = [arguments.account] if arguments.account else [*settings.accounts, TAG]
-    password = read_secret(settings.redis.password, os.environ) if settings.redis.password else None
-    async with opened_client(settings.redis, password, read_seconds=_READ_SECONDS) as client:
-        yield Trail(client, [Names(account).audit for account in accounts])
+def _trail(arguments: argparse.Namespace, opened: Opened) -> AbstractAsyncContextManager[Trail]:
+    if arguments.account == TAG:
+        return opened.trail([TAG])
+    accounts = opened.accounts(arguments.account)
+    return opened.trail(accounts if arguments.account else [*accounts, TAG])
 
 
 def _query(arguments: argparse.Namespace, opened: Opened) -> Query:
-    pseudonym = None
-    if arguments.number:
-        number = read_number(arguments.number, opened.settings.validation.default_region)
-        if number is None:
-            raise UsageError("--number: is not a telephone number; write it like +919876543210")
-        key = read_pseudonym_key(opened.settings, os.environ, opened.folder)
-        pseudonym = Pseudonyms(key, opened.settings.audit.pseudonym_key_id).of(number.e164)
     return Query(
-        pseudonym=pseudonym,
+        pseudonym=opened.pseudonym("--number", arguments.number) if arguments.number else None,
         service=arguments.service,
         key_id=arguments.key_id,
         source=arguments.source,
@@ -111,22 +88,9 @@ def _query(arguments: argparse.Namespace, opened: Opened) -> Query:
         code=arguments.code,
         problem=arguments.problem,
         request_id=arguments.request_id,
-        since=_instant("--since", arguments.since),
-        until=_instant("--until", arguments.until),
+        since=instant("--since", arguments.since),
+        until=instant("--until", arguments.until),
     )
-
-
-def _instant(name: str, text: str | None) -> float | None:
-    """Return Unix seconds of `1h` (ago) or of an ISO 8601 time; without a zone it is UTC."""
-    if text is None:
-        return None
-    if re.fullmatch(r"\d+[smhdw]", text):
-        return time.time() - span(text)
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"{name}: must be a span like 1h or 7d, or a time like 2030-01-31T12:00:00Z") from None
-    return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
 
 
 def _print(rows: list[Row], as_json: bool, heading: bool = True) -> None:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 from gateway import __version__, check, config, demo, embedded, leak_check
 from gateway.cli.audit import add_audit
+from gateway.cli.drill import add_drill
 from gateway.cli.keys import add_keys
+from gateway.cli.limits import add_limits
 from gateway.cli.opened import CONFIG_VARIABLE, UsageError, config_path, has_redis, read_settings
 from gateway.cli.upstream import add_upstream
 from gateway.config import WORKERS_MAX, ConfigError
@@ -118,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("sandbox", help="run the vendor's stand-in alone; see `gateway sandbox --help`", add_help=False)
     add_keys(commands.add_parser("keys", help="issue, rotate, extend, list and revoke callers' keys"), configured)
     add_upstream(commands.add_parser("upstream", help="see, prove and change the vendor credential in use"), configured)
+    add_limits(commands.add_parser("limits", help="see, change, explain and try limits"), configured)
+    add_drill(commands.add_parser("drill", help="let a running gateway do without Redis, and see"), configured)
     add_audit(commands.add_parser("audit", help="read the audit trail"), configured)
     return parser
 

@@ -8,9 +8,11 @@ import getpass
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -18,12 +20,16 @@ from gateway import demo, embedded
 from gateway.app import make_ledger, make_registry, make_vault, read_pseudonym_key
 from gateway.check import load
 from gateway.config import Settings
+from gateway.ledger.connect import opened as opened_client
 from gateway.ledger.registry import KeyRegistry
-from gateway.ledger.store import RedisLedger
+from gateway.ledger.store import Names, RedisLedger
+from gateway.numbers import Pseudonyms, read_number
 from gateway.telemetry import make_logger
-from gateway.vault import Vault
+from gateway.trail.search import Trail
+from gateway.vault import Vault, read_secret
 
 CONFIG_VARIABLE: Final = "GATEWAY_CONFIG"
+_READ_SECONDS: Final = 30.0
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -42,11 +48,35 @@ class Opened:
 
     async def ledger(self, account: str) -> RedisLedger:
         """Return an account's ledger, closed when the command ends. Raises: UsageError."""
-        if account not in self.settings.accounts:
-            raise UsageError(f"--account: there is no [accounts.{account}]; there are {', '.join(self.settings.accounts)}")
+        self.accounts(account)
         ledger = make_ledger(self.settings, account, os.environ, make_logger("silent"), self.folder)
         self.stack.push_async_callback(ledger.aclose)
         return ledger
+
+    def pseudonyms(self) -> Pseudonyms:
+        """Return what turns numbers into pseudonyms. Raises: SecretUnreadable."""
+        return Pseudonyms(read_pseudonym_key(self.settings, os.environ, self.folder), self.settings.audit.pseudonym_key_id)
+
+    def pseudonym(self, option: str, text: str) -> str:
+        """Return the pseudonym of a number, in any way of writing it. Raises: UsageError, SecretUnreadable."""
+        number = read_number(text, self.settings.validation.default_region)
+        if number is None:
+            raise UsageError(f"{option}: is not a telephone number; write it like +919876543210")
+        return self.pseudonyms().of(number.e164)
+
+    def accounts(self, asked: str | None) -> list[str]:
+        """Return the account that was asked for, or all. Raises: UsageError."""
+        if asked is not None and asked not in self.settings.accounts:
+            raise UsageError(f"--account: there is no [accounts.{asked}]; there are {', '.join(self.settings.accounts)}")
+        return [asked] if asked is not None else list(self.settings.accounts)
+
+    @asynccontextmanager
+    async def trail(self, accounts: list[str]) -> AsyncIterator[Trail]:
+        """Open a connection to audit streams, without the short time-outs of the hot path."""
+        redis = self.settings.redis
+        password = read_secret(redis.password, os.environ) if redis.password else None
+        async with opened_client(redis, password, read_seconds=_READ_SECONDS) as client:
+            yield Trail(client, [Names(account).audit for account in accounts])
 
     def vault(self, account: str) -> Vault:
         """Return an account's credentials. Raises: SecretUnreadable."""
@@ -106,6 +136,19 @@ def config_path(arguments: argparse.Namespace, *, beside_demo: bool = False) -> 
 def has_redis(settings: Settings) -> bool:
     """Say whether a Redis is configured."""
     return bool(settings.redis.url or settings.redis.sentinels)
+
+
+def instant(name: str, text: str | None) -> float | None:
+    """Return Unix seconds of `1h` (ago) or of an ISO 8601 time; without a zone it is UTC. Raises: UsageError."""
+    if text is None:
+        return None
+    if re.fullmatch(r"\d+[smhdw]", text):
+        return time.time() - span(text)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{name}: must be a span like 1h or 7d, or a time like 2030-01-31T12:00:00Z") from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def span(text: str) -> float:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from gateway import audit
-from gateway.app import make_account, make_prover, read_pseudonym_key
+from gateway.app import make_account, make_prover
 from gateway.cli.opened import Opened, UsageError, operator, with_store
 from gateway.ledger.store import RedisLedger
 from gateway.model import SLOTS, Slot, VendorCredential
-from gateway.numbers import Pseudonyms
 from gateway.proving import Proof
 from gateway.trail.table import show, slot_table
 from gateway.upstream import HttpUpstream
@@ -66,9 +64,8 @@ class _Desk:
     async def prove(self, credential: VendorCredential) -> Proof:
         """Make one recorded call with a credential."""
         settings = self.opened.settings
-        pseudonyms = Pseudonyms(read_pseudonym_key(settings, os.environ, self.opened.folder), settings.audit.pseudonym_key_id)
         upstream = HttpUpstream(settings.upstream, settings.accounts[self.account].brand)
-        account = make_account(settings, self.account, pseudonyms, self.ledger, self.vault, upstream)
+        account = make_account(settings, self.account, self.opened.pseudonyms(), self.ledger, self.vault, upstream)
         try:
             return await make_prover(settings, self.account, account).prove(credential, operator())
         finally:

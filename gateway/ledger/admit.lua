@@ -1,43 +1,80 @@
--- Charges every quota, spends the nonce and records the intent, or does nothing. Times: integer microseconds of Redis' clock.
--- KEYS: epoch of the keys, active slot, audit stream, open intents, nonce, then one quota each.
--- ARGV: epoch and slot the call was decided by (slot '' for either), record id, what stays open, record, milliseconds the
--- nonce is kept (0: there is none), then interval and tolerance of each quota.
--- Returns {status, now, time of each quota}: 'admitted' with the new times, 'denied' with the old; 'replayed';
--- {'outdated', epoch, slot}.
-local QUOTA, FIGURE = 6, 7
-local epoch = tonumber(redis.call('GET', KEYS[1]) or 0)
-local slot = redis.call('GET', KEYS[2]) or 'primary'
-if epoch > tonumber(ARGV[1]) or (ARGV[2] ~= '' and ARGV[2] ~= slot) then
-  return {'outdated', string.format('%.0f', epoch), slot}
-end
-local nonce = ARGV[6] ~= '0' and KEYS[5]
-if nonce and redis.call('EXISTS', nonce) == 1 then return {'replayed'} end
+-- Charges every limit, spends the nonce and records the intent, or does nothing. Times: integer microseconds of Redis' clock.
+-- KEYS: epoch of the keys, active slot, version of the limits, audit stream, open intents, nonce, then each limit, followed
+-- by where it is kept which of the call's numbers were touched.
+-- ARGV: epoch, slot and version the call was decided by (slot '', version '*' for any), until when that version holds (0: for
+-- good), record id, what stays open, record, milliseconds the nonce is kept (0: there is none), figures of each limit in
+-- MessagePack: shadow (0, 1), interval, tolerance, milliseconds a number counts as touched, how many there are to look at;
+-- an interval of 0 counts calls under way: their most in place of the tolerance, then milliseconds a place is kept.
+-- Returns {status, now, figure of each limit}: 'admitted' with what it became, 'denied' with what it was, a time or the
+-- calls under way, negative where the limit refused; 'replayed'; {'outdated', epoch, slot, version}.
+local FIRST = 7
+local known = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3])
+local epoch, slot, version = tonumber(known[1] or 0), known[2] or 'primary', known[3] or ''
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local times, status = {}, 'admitted'
-for i = QUOTA, #KEYS do
-  local at_figure = FIGURE + 2 * (i - QUOTA)
-  local interval, tolerance = tonumber(ARGV[at_figure]), tonumber(ARGV[at_figure + 1])
-  local at = tonumber(redis.call('GET', KEYS[i]) or now)
-  local latest = now + tolerance + interval
-  if at > latest then
-    -- Stored under an earlier, larger limit. Kept cut down, or it would refuse until its own time had come.
-    at = latest
-    redis.call('SET', KEYS[i], string.format('%.0f', at), 'PX', math.ceil((at - now) / 1000))
+-- Said as a version nobody has, so that the asker reads again what holds now.
+if ARGV[4] ~= '0' and now >= tonumber(ARGV[4]) then version = '?' end
+if epoch > tonumber(ARGV[1]) or (ARGV[2] ~= '' and ARGV[2] ~= slot) or (ARGV[3] ~= '*' and ARGV[3] ~= version) then
+  return {'outdated', string.format('%.0f', epoch), slot, version}
+end
+local nonce = ARGV[8] ~= '0' and KEYS[6]
+if nonce and redis.call('EXISTS', nonce) == 1 then return {'replayed'} end
+local limits, status, key = {cmsgpack.unpack(ARGV[9])}, 'admitted', FIRST
+local function keep(at_key, at, interval)
+  -- %.0f: Lua would write large numbers as 1.7e+15.
+  redis.call('SET', KEYS[at_key], string.format('%.0f %.0f', at, interval), 'PX', math.ceil((at - now) / 1000))
+end
+local function kept(at_key, interval)
+  local found = redis.call('GET', KEYS[at_key])
+  if not found then return now end
+  local at, before = string.match(found, '(%d+) (%d+)')
+  at, before = tonumber(at), tonumber(before)
+  -- Of a rate that was changed meanwhile, the units used stay used: not the time they took to grow back.
+  if before ~= interval then at = now + math.floor((at - now) * interval / before) end
+  return at
+end
+for _, limit in ipairs(limits) do
+  local shadow, interval, tolerance, _, numbers = unpack(limit)
+  limit.key, limit.units = key, 1
+  if interval == 0 then
+    redis.call('ZREMRANGEBYSCORE', KEYS[key], '-inf', now)
+    limit.figure = redis.call('ZCARD', KEYS[key])
+    limit.refuses = limit.figure >= tolerance
+  else
+    if numbers > 0 then limit.units = numbers - redis.call('EXISTS', unpack(KEYS, key + 1, key + numbers)) end
+    local at, latest = kept(key, interval), now + tolerance + interval
+    if at > latest then
+      -- Stored under an earlier, larger burst. Kept cut down, or it would refuse until its own time had come.
+      at = latest
+      keep(key, at, interval)
+    end
+    limit.figure = math.max(at, now)
+    local last = limit.figure + (limit.units - 1) * interval
+    limit.refuses = limit.units > 0 and last - now > tolerance
+    if limit.refuses then limit.figure = last end
   end
-  at = math.max(at, now)
-  if at - now > tolerance then status = 'denied' end
-  times[i - QUOTA + 1] = at
+  if limit.refuses and shadow == 0 then status = 'denied' end
+  key = key + 1 + numbers
+end
+local figures = {}
+for i, limit in ipairs(limits) do
+  local _, interval, _, life, numbers = unpack(limit)
+  if status == 'admitted' and not limit.refuses then
+    if interval == 0 then
+      limit.figure = limit.figure + 1
+      redis.call('ZADD', KEYS[limit.key], string.format('%.0f', now + life * 1000), ARGV[5])
+      redis.call('PEXPIRE', KEYS[limit.key], life)
+    elseif limit.units > 0 then
+      limit.figure = limit.figure + limit.units * interval
+      keep(limit.key, limit.figure, interval)
+      for touched = limit.key + 1, limit.key + numbers do redis.call('SET', KEYS[touched], '1', 'PX', life, 'NX') end
+    end
+  end
+  figures[i] = limit.refuses and -limit.figure or limit.figure
 end
 if status == 'admitted' then
-  for i = QUOTA, #KEYS do
-    local at = times[i - QUOTA + 1] + tonumber(ARGV[FIGURE + 2 * (i - QUOTA)])
-    times[i - QUOTA + 1] = at
-    -- %.0f: Lua would write large numbers as 1.7e+15.
-    redis.call('SET', KEYS[i], string.format('%.0f', at), 'PX', math.ceil((at - now) / 1000))
-  end
-  if nonce then redis.call('SET', nonce, '1', 'PX', ARGV[6]) end
-  redis.call('XADD', KEYS[3], '*', 'r', ARGV[5])
-  redis.call('HSET', KEYS[4], ARGV[3], string.format('%.0f', now) .. ' ' .. ARGV[4])
+  if nonce then redis.call('SET', nonce, '1', 'PX', ARGV[8]) end
+  redis.call('XADD', KEYS[4], '*', 'r', ARGV[7])
+  redis.call('HSET', KEYS[5], ARGV[5], string.format('%.0f', now) .. ' ' .. ARGV[6])
 end
-return {status, now, unpack(times)}
+return {status, now, unpack(figures)}

@@ -1,8 +1,9 @@
 """Commands issued in one turn of the loop share one pipeline on one connection, and one breaker.
 
 One round trip for many callers costs a third of the CPU of one each, and keeps records in the order they were made.
-A Redis that refuses, stalls or lags costs one bounded time-out; then the breaker answers at once until it is time to
-try again. Nothing is sent twice: a command that timed out may have been carried out.
+A Redis that refuses, stalls or lags costs one bounded time-out; then the breaker answers at once, until a write of its
+own has shown that Redis is back: no caller waits for that. Nothing is sent twice: a command that timed out may have been
+carried out.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError, TryAgainError
 
 Command = tuple[Any, ...]
 
@@ -22,6 +23,7 @@ _BATCH_MAX: Final = 256
 _WAITING_MAX: Final = 20_000
 _PAUSE_FIRST_SECONDS: Final = 0.25
 _PAUSE_MAX_SECONDS: Final = 5.0
+_TRY_AGAIN_SECONDS: Final = 0.01
 # redis-py has no class for these; the server works, but cannot keep anything now.
 _UNABLE: Final = ("MISCONF", "NOREPLICAS", "BUSY ")
 
@@ -46,23 +48,22 @@ class Batch:
         timeout_seconds: float,
         reconnect: Callable[[], Any],
         changed: Callable[[bool, str], None],
-        now: Callable[[], float],
+        probe: str,
     ) -> None:
-        """`changed(up, why)` is told when Redis goes away and comes back; `reconnect` drops all connections."""
+        """`changed(up, why)` is told when Redis goes away and comes back; `reconnect` drops all connections.
+
+        `probe` is the name of a Redis key that is written to see whether Redis is back.
+        """
         self._client = client
         self._timeout_seconds = timeout_seconds
         self._reconnect = reconnect
         self._changed = changed
-        self._now = now
+        self._probe: Command = ("SET", probe, "1", "PX", 1000)
         self._waiting: deque[tuple[Command, asyncio.Future[Any]]] = deque()
         self._worker: asyncio.Task[None] | None = None
-        self._failures = 0
-        self._closed_until = 0.0
-
-    @property
-    def down(self) -> bool:
+        self._prober: asyncio.Task[None] | None = None
+        self.down = False
         """Whether the breaker answers in Redis' place now."""
-        return self._now() < self._closed_until
 
     def submit(self, *command: Any) -> asyncio.Future[Any]:
         """Return a future of the command's result; it fails with LedgerDown, or ResponseError for a bad command."""
@@ -80,6 +81,17 @@ class Batch:
         while self._worker is not None:
             await asyncio.shield(self._worker)
 
+    async def aclose(self) -> None:
+        """Wait for what was submitted, and look no more whether Redis is back."""
+        await self.drain()
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.gather(self._prober, return_exceptions=True)
+
+    def trip(self, seconds: float) -> None:
+        """Behave for a while as if Redis were away."""
+        self._open("drill", seconds)
+
     async def _work(self) -> None:
         try:
             while self._waiting:
@@ -89,12 +101,9 @@ class Batch:
             self._worker = None
 
     async def _exchange(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
-        pipeline = self._client.pipeline(transaction=False)
-        for command, _ in batch:
-            pipeline.execute_command(*command)
         try:
             async with _patient(self._timeout_seconds):
-                results = await pipeline.execute(raise_on_error=False)
+                results = await self._send([command for command, _ in batch])
         except (RedisError, OSError, TimeoutError) as error:
             await self._lost(type(error).__name__, batch)
             return
@@ -105,9 +114,21 @@ class Batch:
         unable = next((result for result in results if _unable(result)), None)
         if unable is not None:
             await self._lost(type(unable).__name__, [])
-        elif self._failures:
-            self._failures = 0
-            self._changed(True, "")
+
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        results: list[Any] = await pipeline.execute(raise_on_error=False)
+        # A cluster that is moving a slot runs nothing of what it answers so: it is to be said again.
+        while later := [number for number, result in enumerate(results) if isinstance(result, TryAgainError)]:
+            await asyncio.sleep(_TRY_AGAIN_SECONDS)
+            pipeline = self._client.pipeline(transaction=False)
+            for number in later:
+                pipeline.execute_command(*commands[number])
+            for number, result in zip(later, await pipeline.execute(raise_on_error=False), strict=True):
+                results[number] = result
+        return results
 
     def _answer(self, batch: list[tuple[Command, asyncio.Future[Any]]], results: list[Any]) -> None:
         for (_, future), result in zip(batch, results, strict=True):
@@ -122,16 +143,40 @@ class Batch:
 
     async def _lost(self, why: str, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
         """Open the breaker and fail all who wait: behind a Redis that is away there is nothing to wait for."""
-        self._failures += 1
-        pause = min(_PAUSE_FIRST_SECONDS * 2 ** (self._failures - 1), _PAUSE_MAX_SECONDS)
-        # Jitter: replicas that lost Redis together must not come back together.
-        self._closed_until = self._now() + pause * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
+        self._open(why, 0)
         for _, future in [*batch, *self._waiting]:
             if not future.done():
                 future.set_exception(LedgerDown(why))
         self._waiting.clear()
-        if self._failures == 1:
+        await self._forget_connections()
+
+    def _open(self, why: str, seconds: float) -> None:
+        if not self.down:
+            self.down = True
             self._changed(False, why)
+        if self._prober is None:
+            self._prober = asyncio.create_task(self._look_for_ever(seconds))
+
+    async def _look_for_ever(self, seconds: float) -> None:
+        """Close the breaker when Redis takes a write again."""
+        await asyncio.sleep(seconds)
+        pause = _PAUSE_FIRST_SECONDS
+        while True:
+            # Jitter: replicas that lost Redis together must not come back together.
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+            pause = min(2 * pause, _PAUSE_MAX_SECONDS)
+            try:
+                async with _patient(self._timeout_seconds):
+                    (result,) = await self._send([self._probe])
+            except (RedisError, OSError, TimeoutError):
+                await self._forget_connections()
+                continue
+            if not isinstance(result, Exception):
+                break
+        self._prober, self.down = None, False
+        self._changed(True, "")
+
+    async def _forget_connections(self) -> None:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._reconnect()

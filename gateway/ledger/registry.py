@@ -74,10 +74,9 @@ class KeyRegistry:
         accounts: Collection[str],
         writer: str,
         timeout_seconds: float,
-        now: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
-        """Opens nothing. `now` is a monotonic clock, `clock` gives Unix seconds."""
+        """Opens nothing. `clock` gives Unix seconds."""
         base = f"gw:{{{TAG}}}:"
         self._keys, self._epoch, self._accounts_key = base + "keys", base + "epoch", base + "accounts"
         self._used, self._use, self._warned = base + "used", base + "use:", base + "warned:"
@@ -87,7 +86,7 @@ class KeyRegistry:
         self._writer = writer
         self._seq = 0
         self._clock = clock
-        self._batch = Batch(connection.client, timeout_seconds, connection.reconnect, _quietly, now)
+        self._batch = Batch(connection.client, timeout_seconds, connection.reconnect, _quietly, base + "probe")
         self._current = Registry(epoch=-1, entries={})
         self._raw: dict[str, bytes] = {}
         self.unreadable: tuple[str, ...] = ()
@@ -105,7 +104,7 @@ class KeyRegistry:
     async def aclose(self) -> None:
         """Write what was counted, and close."""
         await self._flush()
-        await self._batch.drain()
+        await self._batch.aclose()
         await self._connection.aclose()
 
     async def ping(self) -> None:

@@ -1,23 +1,33 @@
-"""The ledger of one vendor account: admits, settles, and agrees with every other process on the slot in use."""
+"""The ledger of one vendor account: admits, settles, and agrees with every other process on slot and limits.
+
+While Redis is away it admits by this process' share of each limit, and records in the journal on disk before it does.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import resources
 from typing import Any, Final
 
 import msgspec
 from redis.exceptions import NoScriptError
 
-from gateway.audit import Record
+from gateway.admission import Live
+from gateway.audit import Record, unix_seconds
+from gateway.calling import Held
 from gateway.errors import Problem, Refusal
+from gateway.ledger import limits
 from gateway.ledger.batch import Batch, LedgerDown
 from gateway.ledger.connect import Connection
 from gateway.ledger.journal import Journal
-from gateway.model import SLOTS, Admission, Call, Caller, Charge, Meter, Outdated, Slot, Verdict
+from gateway.limiter import Limiter, verdict
+from gateway.model import SLOTS, Admission, Call, Caller, Charge, Limit, Outdated, Slot, Verdict
 
 _ADMIT: Final = (resources.files("gateway.ledger") / "admit.lua").read_text(encoding="utf-8")
 _ADMIT_SHA: Final = hashlib.sha1(_ADMIT.encode(), usedforsecurity=False).hexdigest()
@@ -31,6 +41,20 @@ return {1, ARGV[2]}
 """
 _DRAIN_EVERY_SECONDS: Final = 0.5
 _DRAIN_AT_ONCE: Final = 500
+# KEYS: living processes, epoch of the keys. ARGV: this one, microseconds after which one counts as dead ('' says goodbye).
+# Returns {processes, epoch}.
+_BEAT: Final = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+if ARGV[2] == '' then redis.call('ZREM', KEYS[1], ARGV[1]) return {0, '0'} end
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[2]))
+return {redis.call('ZCARD', KEYS[1]), redis.call('GET', KEYS[2]) or '0'}
+"""
+_BEAT_EVERY_SECONDS: Final = 1.0
+_DEAD_AFTER_US: Final = 5_000_000
+BUCKET_SECONDS: Final = 600
+_HOUR_SECONDS: Final = 3600
 
 
 class Names:
@@ -43,6 +67,25 @@ class Names:
         self.audit = base + "audit"
         self.open = base + "open"
         self.nonce = base + "nonce"
+        self.limits = base + "limits"
+        self.limits_version = base + "limits:version"
+        self.processes = base + "processes"
+        self.probe = base + "probe"
+        self._refused = base + "refused:"
+
+    def refused(self, bucket: int) -> str:
+        """Return where refusals of a span of `BUCKET_SECONDS` are counted."""
+        return f"{self._refused}{bucket}"
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """What the ledger may do while Redis is away."""
+
+    spool: bool
+    """Whether a call may be recorded in the journal instead."""
+    stale_seconds_max: float
+    """How long a key is believed that Redis cannot confirm."""
 
 
 class RedisLedger:
@@ -55,11 +98,13 @@ class RedisLedger:
         writer: str,
         journal: Journal,
         timeout_seconds: float,
+        away: Away,
         now: Callable[[], float],
         changed: Callable[[bool, str], None],
         clock: Callable[[], float],
     ) -> None:
         """Opens nothing. `now` is a monotonic clock, `clock` gives Unix seconds; `changed(up, why)` is told of outages."""
+        self._now = now
         self._clock = clock
         self._connection = connection
         self._names = Names(account)
@@ -67,22 +112,47 @@ class RedisLedger:
         """Name of this process in the audit trail."""
         self._seq = 0
         self.journal = journal
-        self._batch = Batch(connection.client, timeout_seconds, connection.reconnect, changed, now)
-        self._drainer: asyncio.Task[None] | None = None
+        self._batch = Batch(connection.client, timeout_seconds, connection.reconnect, self._changed, self._names.probe)
+        self._tell_changed = changed
+        self._worker: asyncio.Task[None] | None = None
+        self._away = away
+        self._limiter: Limiter | None = None
+        self._processes, self._epoch, self._confirmed_at = 0, 0, -math.inf
+        self._drilled_until = 0
+        self.refusals: Counter[tuple[str, bool]] = Counter()
+        """How often this process saw each policy refuse, by name and whether in shadow."""
+        self.degraded = 0
+        """How many calls this process admitted without Redis."""
+        self._uncounted: Counter[tuple[int, str]] = Counter()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the keys, as Redis last said by itself."""
+        return self._epoch
+
+    @property
+    def down(self) -> bool:
+        """Whether Redis is away now."""
+        return self._batch.down
 
     async def open(self) -> None:
-        """Start carrying the journal over whenever Redis is there."""
-        self._drainer = asyncio.create_task(self._drain_for_ever())
+        """Tell that this process lives, and start carrying the journal over whenever Redis is there."""
+        await self._beat()
+        self._worker = asyncio.create_task(self._work_for_ever())
 
     async def aclose(self) -> None:
         """Write what is still to be written, to Redis or the journal, and close."""
-        if self._drainer is not None:
-            self._drainer.cancel()
-            await asyncio.gather(self._drainer, return_exceptions=True)
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+            await self._write_counts()
+            goodbye = self._batch.submit("EVAL", _BEAT, 2, self._names.processes, self._names.epoch, self.writer, "")
+            await asyncio.gather(goodbye, return_exceptions=True)
         await self._batch.drain()
         await asyncio.sleep(0)  # What could not be written falls into the journal in this turn of the loop.
         await self._drain()
         self.journal.close()
+        await self._batch.aclose()
         await self._connection.aclose()
 
     async def ping(self) -> None:
@@ -90,36 +160,95 @@ class RedisLedger:
         await self._batch.submit("PING")
 
     async def admit(
-        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None
+        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None, live: Live
     ) -> Admission | Verdict | Outdated:
-        """Charge every quota, spend the nonce and record the intent in one script, or do nothing.
+        """Charge every limit, spend the nonce and record the intent in one script, or do nothing.
 
-        `epoch` and `active` are what the call was decided by; an `active` of None is not compared.
+        `epoch`, `active` and `live` are what the call was decided by; an `active` of None is not compared.
         Raises: Refusal `ledger_unavailable`, `signature_replayed`. In the first case the intent may still have been
         recorded; the refusal names it.
         """
         self._sign(intent)
         nonce, nonce_ms = self._nonce(call.caller)
         names = self._names
-        keys = [names.epoch, names.slot, names.audit, names.open, nonce, *(charge.key for charge in charges)]
-        drawn = [figure for charge in charges for figure in (charge.interval_us, charge.tolerance_us)]
+        keys = [names.epoch, names.slot, names.limits_version, names.audit, names.open, nonce]
+        figures = []
+        for charge in charges:
+            keys.append(charge.key)
+            if charge.touched is not None:
+                keys.extend(charge.touched)
+            figures.append(_figures(charge.limit, len(charge.touched or ())))
         what_stays_open = f"{call.caller.key_id}.{call.caller.key_version or 0}"
-        arguments = (epoch, active or "", intent.id, what_stays_open, msgspec.json.encode(intent), nonce_ms, *drawn)
-        operands = (len(keys), *keys, *arguments)
+        decided_by = (epoch, active or "", live.version, live.until_us)
+        record = msgspec.json.encode(intent)
+        operands = (len(keys), *keys, *decided_by, intent.id, what_stays_open, record, nonce_ms, b"".join(figures))
         try:
-            try:
-                status, *answer = await self._batch.submit("EVALSHA", _ADMIT_SHA, *operands)
-            except NoScriptError:  # A restart or failover forgot it; nothing was run, so this is no second try.
-                status, *answer = await self._batch.submit("EVAL", _ADMIT, *operands)
+            status, *answer = await self._run_admit(operands)
         except LedgerDown as down:
-            raise Refusal(Problem.ledger_unavailable, error=str(down), intent=intent.id) from None
+            return await self._admit_without_redis(call, charges, intent, epoch, str(down))
         if status == b"outdated":
-            return Outdated(int(answer[0]), _slot(answer[1]))
+            return Outdated(int(answer[0]), _slot(answer[1]), answer[2].decode())
         if status == b"replayed":
             raise Refusal(Problem.signature_replayed)
         now, *times = answer
-        verdict = _verdict(charges, now, times, admitted=status == b"admitted")
-        return Admission(call, intent.id, verdict) if status == b"admitted" else verdict
+        found = verdict(charges, now, times)
+        self._count(found)
+        if status != b"admitted":
+            return found
+        return Admission(call, intent.id, found, _held(charges, found))
+
+    async def live(self) -> Live:
+        """Return what was changed of the limits. Raises: Refusal `ledger_unavailable`."""
+        found = limits.live(await self.changes())
+        if found.drill_until_us > self._drilled_until:
+            self._drilled_until = found.drill_until_us
+            seconds, micros = await self._asked("TIME")
+            self._batch.trip((found.drill_until_us - int(seconds) * 1_000_000 - int(micros)) / 1_000_000)
+        return found
+
+    async def changes(self) -> limits.Changes:
+        """Return the live changes of the limits, as they are kept. Raises: Refusal `ledger_unavailable`."""
+        return limits.read_changes(await self._asked("EVAL", limits.READ, 2, self._names.limits, self._names.limits_version))
+
+    async def change(self, version: str, changes: list[tuple[str, limits.Change | None, Record]]) -> bool:
+        """Make changes of the limits, by target, with their records, if `version` still is the newest; say whether it was.
+
+        Every process decides by them from its next call on. Raises: Refusal `ledger_unavailable`.
+        """
+        for _, _, record in changes:
+            self._sign(record)
+        names = self._names
+        keys = (names.limits, names.limits_version, names.audit)
+        return bool(await self._asked("EVAL", limits.SAVE, len(keys), *keys, version, *limits.encode(changes)))
+
+    async def used(self, key: str) -> float:
+        """Return how many units of a limit have not grown back yet. Raises: Refusal `ledger_unavailable`."""
+        seconds, micros = await self._asked("TIME")
+        kept = await self._asked("GET", key)
+        if kept is None:
+            return 0.0
+        at, interval = map(int, kept.split())
+        return max(0.0, (at - int(seconds) * 1_000_000 - int(micros)) / interval)
+
+    async def under_way(self, key: str) -> int:
+        """Return how many calls hold a place of a limit. Raises: Refusal `ledger_unavailable`."""
+        seconds, micros = await self._asked("TIME")
+        return int(await self._asked("ZCOUNT", key, int(seconds) * 1_000_000 + int(micros), "+inf"))
+
+    async def refused_last_hour(self) -> Counter[tuple[str, bool]]:
+        """Return how often each policy refused in the last hour, to within ten minutes, by name and whether in shadow.
+
+        Raises: Refusal `ledger_unavailable`.
+        """
+        total: Counter[tuple[str, bool]] = Counter()
+        latest = int(self._clock()) // BUCKET_SECONDS
+        for bucket in range(latest - _HOUR_SECONDS // BUCKET_SECONDS, latest + 1):
+            raw = await self._asked("HGETALL", self._names.refused(bucket))
+            pairs = raw.items() if isinstance(raw, dict) else zip(raw[::2], raw[1::2], strict=True)
+            for name, count in pairs:
+                shadow, _, policy = name.decode().partition(" ")
+                total[policy, shadow == "shadow"] += int(count)
+        return total
 
     async def switch(self, before: Slot | None, after: Slot, record: Record) -> Slot:
         """Make a slot the active one for every process, if `before` still is (None: whichever is), and record it.
@@ -128,28 +257,84 @@ class RedisLedger:
         """
         self._sign(record)
         operands = (2, self._names.slot, self._names.audit, before or "", after, msgspec.json.encode(record))
-        try:
-            _, active = await self._batch.submit("EVAL", _SWITCH, *operands)
-        except LedgerDown as down:
-            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+        _, active = await self._asked("EVAL", _SWITCH, *operands)
         return _slot(active)
 
     async def active(self) -> Slot:
         """Return the active slot. Raises: Refusal `ledger_unavailable`."""
-        try:
-            return _slot(await self._batch.submit("GET", self._names.slot))
-        except LedgerDown as down:
-            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+        return _slot(await self._asked("GET", self._names.slot))
 
-    def settle(self, record: Record) -> None:
-        """Send an outcome or a refusal; what Redis does not take goes to the journal."""
+    def settle(self, record: Record, held: Held | None = None) -> None:
+        """Send an outcome or a refusal, and give the call's places back; what Redis does not take goes to the journal."""
         self._sign(record)
         encoded = msgspec.json.encode(record)
+        if held is not None and held.keys:
+            if self._limiter is not None:
+                self._limiter.release(held.keys, held.holder)
+            for key in held.keys:
+                # Not taken back in an outage, a place is free again when its time is up.
+                self._batch.submit("ZREM", key, held.holder).add_done_callback(_ignore)
+        if len(self.journal):
+            # After what waits there, which may be the intent this closes.
+            self.journal.add(encoded)
+            return
         written = self._batch.submit("XADD", self._names.audit, "*", "r", encoded)
         if record.intent is not None:
             # The answer is not looked at: an intent left open here is closed when the journal is carried over.
             self._batch.submit("HDEL", self._names.open, record.intent).add_done_callback(_ignore)
         written.add_done_callback(lambda future: self._settled(future, encoded))
+
+    async def _run_admit(self, operands: tuple[Any, ...]) -> Any:
+        try:
+            return await self._batch.submit("EVALSHA", _ADMIT_SHA, *operands)
+        except NoScriptError:  # A restart or failover forgot it; nothing was run, so this is no second try.
+            return await self._batch.submit("EVAL", _ADMIT, *operands)
+
+    async def _admit_without_redis(
+        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, why: str
+    ) -> Admission | Verdict:
+        """Charge this process' share of each limit and record the intent in the journal, or do nothing.
+
+        Refused all the same is:
+        - a signed request, since nobody can say whether its nonce was spent;
+        - a key that Redis has not confirmed for too long, or of which it knew more than we do;
+        - what falls under a policy that allows nothing without Redis;
+        - everything while it is not known among how many processes the limits are divided.
+        """
+        caller, confirmed = call.caller, self._now() - self._confirmed_at
+        denying = next((c.limit.policy for c in charges if c.limit.on_store_error == "deny" and not c.limit.shadow), None)
+        known = caller.key_version is None or (epoch >= self._epoch and confirmed <= self._away.stale_seconds_max)
+        if not self._away.spool or caller.nonce is not None or not known or denying or not self._processes:
+            raise Refusal(Problem.ledger_unavailable, error=why, policy=denying, intent=intent.id)
+        self._limiter = self._limiter or Limiter(self._processes)
+        local = tuple(charge for charge in charges if charge.limit.on_store_error == "local")
+        found = replace(self._limiter.decide(local, int(self._now() * 1_000_000), intent.id), degraded=True)
+        self._count(found)
+        if found.refused:
+            return found
+        intent.degraded = True
+        held = _held(local, found)
+        try:
+            await self.journal.keep(msgspec.json.encode(intent))
+        except OSError as error:
+            self._limiter.release(held, intent.id)
+            raise Refusal(Problem.ledger_unavailable, error=type(error).__name__, intent=intent.id) from None
+        self.degraded += 1
+        return Admission(call, intent.id, found, held)
+
+    async def _asked(self, *command: Any) -> Any:
+        try:
+            return await self._batch.submit(*command)
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+
+    def _count(self, found: Verdict) -> None:
+        bucket = int(self._clock()) // BUCKET_SECONDS
+        for meter in found.meters:
+            if not meter.admitted:
+                policy, shadow = meter.limit.policy, meter.limit.shadow
+                self.refusals[policy, shadow] += 1
+                self._uncounted[bucket, f"{'shadow' if shadow else 'enforce'} {policy}"] += 1
 
     def _nonce(self, caller: Caller) -> tuple[str, int]:
         """Return where a caller's nonce is kept and for how many milliseconds; 0 where it has none."""
@@ -168,15 +353,46 @@ class RedisLedger:
         if written.cancelled() or written.exception() is not None:
             self.journal.add(encoded)
 
-    async def _drain_for_ever(self) -> None:
+    def _changed(self, up: bool, why: str) -> None:
+        if up:
+            self._limiter = None
+        self._tell_changed(up, why)
+
+    async def _work_for_ever(self) -> None:
+        beaten_at = self._now()
         while True:
             await asyncio.sleep(_DRAIN_EVERY_SECONDS)
             try:
                 await self.journal.flush()
             except OSError:
                 continue  # A full disk: the records wait in memory, and readiness tells.
-            if not self._batch.down:
-                await self._drain()
+            if self._batch.down:
+                continue
+            await self._drain()
+            if self._now() - beaten_at >= _BEAT_EVERY_SECONDS:
+                beaten_at = self._now()
+                await self._beat()
+                await self._write_counts()
+
+    async def _beat(self) -> None:
+        """Tell that this process lives; learn how many do, and the epoch of the keys."""
+        try:
+            processes, epoch = await self._batch.submit(
+                "EVAL", _BEAT, 2, self._names.processes, self._names.epoch, self.writer, _DEAD_AFTER_US
+            )
+        except LedgerDown:
+            return
+        self._processes, self._epoch, self._confirmed_at = int(processes), int(epoch), self._now()
+
+    async def _write_counts(self) -> None:
+        counts, self._uncounted = self._uncounted, Counter()
+        writes = []
+        for (bucket, name), count in counts.items():
+            writes.append(self._batch.submit("HINCRBY", self._names.refused(bucket), name, count))
+            writes.append(self._batch.submit("EXPIRE", self._names.refused(bucket), _HOUR_SECONDS + 2 * BUCKET_SECONDS))
+        results = await asyncio.gather(*writes, return_exceptions=True)
+        if any(isinstance(result, BaseException) for result in results):
+            self._uncounted += counts
 
     async def _drain(self) -> None:
         """Carry journalled records over to Redis. One that was taken before is written twice; readers tell by its id."""
@@ -184,24 +400,30 @@ class RedisLedger:
             writes = []
             for encoded in records:
                 writes.append(self._batch.submit("XADD", self._names.audit, "*", "r", encoded))
-                intent = msgspec.json.decode(encoded).get("intent")
-                if intent is not None:
-                    writes.append(self._batch.submit("HDEL", self._names.open, intent))
+                record = msgspec.json.decode(encoded)
+                if record["stage"] == "intent":
+                    opened = (
+                        f"{int(unix_seconds(record['at']) * 1_000_000)} {record.get('key_id')}.{record.get('key_version') or 0}"
+                    )
+                    writes.append(self._batch.submit("HSET", self._names.open, f"{record['writer']}-{record['seq']}", opened))
+                elif record.get("intent") is not None:
+                    writes.append(self._batch.submit("HDEL", self._names.open, record["intent"]))
             results = await asyncio.gather(*writes, return_exceptions=True)
             if any(isinstance(result, BaseException) for result in results):
                 break
             self.journal.drop(len(records))
 
 
-def _verdict(charges: tuple[Charge, ...], now: int, times: list[int], *, admitted: bool) -> Verdict:
-    meters = []
-    for charge, at in zip(charges, times, strict=True):
-        passed = admitted or at - now <= charge.tolerance_us
-        free = now + charge.tolerance_us - at
-        remaining = max(0, free // charge.interval_us + 1)
-        wait_us = at - now if remaining else at - now - charge.tolerance_us
-        meters.append(Meter(charge.policy, remaining, max(1, math.ceil(wait_us / 1_000_000)), passed))
-    return Verdict(tuple(meters))
+@lru_cache(maxsize=4096)
+def _figures(limit: Limit, numbers: int) -> bytes:
+    most = limit.tolerance_us if limit.interval_us else limit.burst
+    return msgspec.msgpack.encode((int(limit.shadow), limit.interval_us, most, limit.life_ms, numbers))
+
+
+def _held(charges: tuple[Charge, ...], found: Verdict) -> tuple[str, ...]:
+    return tuple(
+        charge.key for charge, meter in zip(charges, found.meters, strict=True) if not charge.limit.interval_us and meter.admitted
+    )
 
 
 def _slot(answer: bytes | None) -> Slot:

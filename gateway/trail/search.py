@@ -24,6 +24,8 @@ class Query:
 
     pseudonym: str | None = None
     """Of the number, under the current pseudonym key; found in any of m1, m2 and mask."""
+    stage: str | None = None
+    """`intent`, `outcome`, `refusal` or `change`."""
     service: str | None = None
     key_id: str | None = None
     source: str | None = None
@@ -47,6 +49,7 @@ class Query:
         if self.until is not None and row["at"] > rfc3339(self.until):
             return False
         wanted = (
+            ("stage", self.stage),
             ("service", self.service),
             ("key_id", self.key_id),
             ("source", self.source),
@@ -99,16 +102,22 @@ class Trail:
                         yield row
             await asyncio.sleep(_FOLLOW_EVERY_SECONDS)
 
-    async def _records(self, key: str, query: Query) -> AsyncIterator[Row]:
+    async def pages(self, key: str, since: float | None, until: float | None = None) -> AsyncIterator[list[bytes]]:
+        """Yield the records of one stream as they are, many at a time, written from `since` to `until` (Unix seconds)."""
         # A record is never in the stream before its own time, but the journal may bring it much later.
-        first: str | bytes = "-" if query.since is None else f"{int(query.since * 1000)}-0"
+        first: str | bytes = "-" if since is None else f"{int(since * 1000)}-0"
+        last = "+" if until is None else f"{int(until * 1000)}-0"
+        while page := await self._client.xrange(key, first, last, count=_PAGE):
+            yield [fields[b"r"] for _, fields in page]
+            first = b"(" + page[-1][0]
+
+    async def _records(self, key: str, query: Query) -> AsyncIterator[Row]:
         seen = _Seen()
-        while page := await self._client.xrange(key, first, "+", count=_PAGE):
-            for _, fields in page:
-                row = decode(fields)
+        async for page in self.pages(key, query.since):
+            for encoded in page:
+                row: Row = msgspec.json.decode(encoded)
                 if seen.new(row) and query.matches(row):
                     yield row
-            first = b"(" + page[-1][0]
 
     async def _newest_of(self, key: str, query: Query, count: int) -> tuple[list[Row], bytes]:
         rows: list[Row] = []

@@ -82,6 +82,78 @@ def slot_table(slots: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def limit_table(limits: Sequence[dict[str, Any]]) -> Table:
+    """Return limits, one a line: what each admits at worst, how much of it is used, and what it refused."""
+    columns = (
+        "account",
+        "limit",
+        "counts",
+        "allows",
+        "worst case",
+        "mode",
+        "used",
+        "refused 1h",
+        "in shadow 1h",
+        "changed until",
+    )
+    table = _table(columns, heading=True)
+    for row in limits:
+        places = f"{row['concurrency']} at once" if row["concurrency"] else ""
+        allows = ", ".join(part for part in (f"{row['rate']} burst {row['burst']}" if row["rate"] else "", places) if part)
+        worst = f"{row['worst_case']} in {row['window_seconds']} s" if row["worst_case"] else row["concurrency"] or "–"
+        used = [f"{row['used']}/{row['burst']}"] if row["used"] is not None else []
+        used += [f"{row['under_way']} under way"] if row["under_way"] is not None else []
+        table.add_row(
+            *map(
+                _text,
+                (
+                    row["account"],
+                    f"{row['policy']}:{row['subject']}" if row["subject"] else row["policy"],
+                    "+".join(row["by"]) + (", new numbers" if row["count"] == "new_numbers" else ""),
+                    allows,
+                    worst,
+                    row["mode"],
+                    ", ".join(used) or "–",
+                    "–" if row["refused_last_hour"] is None else row["refused_last_hour"],
+                    "–" if row["shadow_refused_last_hour"] is None else row["shadow_refused_last_hour"],
+                    f"{row['changed_until']} ({row['why']})" if row["changed_until"] else "–",
+                ),
+            )
+        )
+    return table
+
+
+def verdict_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return what each limit said to one request, one a line."""
+    table = _table(("try", "limit", "mode", "left", "verdict", "a retry passed from"), heading=True)
+    for row in rows:
+        limit = f"{row['policy']} ({row['field']})" if row["field"] else row["policy"]
+        said = row["verdict"] + (", without Redis" if row["degraded"] else "")
+        table.add_row(
+            *map(_text, (row["attempt"], limit, row["mode"], f"{row['left']}/{row['burst']}", said, row["retry_at"] or "–"))
+        )
+    return table
+
+
+def change_table(rows: Sequence[Row]) -> Table:
+    """Return changes of limits, one a line."""
+    columns = ("at", "account", "limit", "change", "before", "after", "until", "by", "why")
+    table = _table(columns, heading=True)
+    for row in rows:
+        limit = f"{row['policy']}:{row['subject']}" if row.get("subject") else row.get("policy", "–")
+        told = (row.get(name, "–") for name in ("before", "after", "until", "operator", "why"))
+        table.add_row(*map(_text, (row["at"], row["account"], limit, row["change"].removeprefix("limit."), *told)))
+    return table
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Return rows as they are, under the names of their columns."""
+    table = _table(columns, heading=True)
+    for row in rows:
+        table.add_row(*map(_text, row))
+    return table
+
+
 def leak_table(sinks: Sequence[dict[str, Any]]) -> Table:
     """Return the places that were searched, one a line, with what was found there."""
     table = _table(("sink", "bytes", "found"), heading=True)

@@ -31,7 +31,8 @@ from tests.running import Process, Redis, until
 HERE = Path(__file__).parent
 KEY = "bench-key-0123456789abcdef"
 ENVIRON = {"BENCH_SSID": "bench-vendor-session", "BENCH_PSEUDONYM_KEY": "bench-pseudonym-key-0123456789abcdef", "BENCH_KEY": KEY}
-LIMITS = "\n".join(f'[quotas.{name}]\nrate = "1000000/s"\nburst = 1000000' for name in ("caller", "number", "account"))
+LIMITS = "\n".join(f'[policies.{name}]\nrate = "1000000/s"\nburst = 1000000' for name in ("caller", "number", "account"))
+LIMITS += '\n[policies.sweep]\nmode = "off"\n[policies.repeat]\nmode = "off"'  # The peers have no such thing.
 NAMES = {
     "vendor": "(a) vendor alone",
     "baseline": "(b) Starlette + httpx.AsyncClient + redis-py",

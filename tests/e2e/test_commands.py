@@ -127,7 +127,7 @@ def test_check_tells_every_fault_with_its_line(tmp_path: Path) -> None:
     """Settings, in one run."""
     config = tmp_path / "g.toml"
     config.write_text(
-        '[server]\nport = 99999\ncolour = "red"\n\n[accounts.main]\nbrand = "ftp://x"\n\n[quotas.caller]\nrate = "fast"\nburst = 1\n'
+        '[server]\nport = 99999\ncolour = "red"\n\n[accounts.main]\nbrand = "ftp://x"\n\n[policies.caller]\nrate = "fast"\nburst = 1\n'
     )
 
     done = gateway("check", "--config", str(config))
@@ -136,7 +136,7 @@ def test_check_tells_every_fault_with_its_line(tmp_path: Path) -> None:
     assert "server.port (line 2): must be a whole number from 0 to 65535" in done.stdout
     assert "server.colour (line 3): is not a setting" in done.stdout
     assert "accounts.main.brand (line 6)" in done.stdout
-    assert "quotas.caller.rate (line 9)" in done.stdout
+    assert "policies.caller.rate (line 9)" in done.stdout
     assert "4 faults" in done.stdout
 
 

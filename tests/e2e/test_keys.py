@@ -21,7 +21,7 @@ from gateway.ledger.registry import Changed
 from tests.e2e.test_main_job import assert_refused
 from tests.running import UNSET, Stack, until
 
-WIDE = '[quotas.caller]\nrate = "1000000/s"\nburst = 1000000\n[quotas.number]\nrate = "1000000/s"\nburst = 1000000\n[quotas.account]\nrate = "1000000/s"\nburst = 1000000'
+WIDE = '[policies.caller]\nrate = "1000000/s"\nburst = 1000000\n[policies.number]\nrate = "1000000/s"\nburst = 1000000\n[policies.account]\nrate = "1000000/s"\nburst = 1000000'
 
 
 def listed(stack: Stack, key_id: str) -> list[dict[str, Any]]:

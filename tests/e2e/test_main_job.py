@@ -162,7 +162,7 @@ def test_a_revoked_key_is_refused_at_the_next_call(stack: Stack) -> None:
 
 def test_a_quota_refuses_with_the_time_to_wait(start) -> None:
     """The third call of a burst of two is refused, and the vendor is not called."""
-    stack = start(quotas='[quotas.caller]\nrate = "1/m"\nburst = 2')
+    stack = start(quotas='[policies.caller]\nrate = "1/m"\nburst = 2')
     pairs = [stack.masked() for _ in range(3)]
     answers = [stack.unset(m1=m1, m2=m2) for m1, m2 in pairs]
 
@@ -180,7 +180,7 @@ def test_a_quota_refuses_with_the_time_to_wait(start) -> None:
 
 def test_a_refused_call_spends_no_quota(start) -> None:
     """All quotas are charged, or none: a call the number's quota refuses leaves the caller's as it was."""
-    stack = start(quotas='[quotas.number]\nrate = "1/m"\nburst = 1\n[quotas.caller]\nrate = "1/m"\nburst = 5')
+    stack = start(quotas='[policies.number]\nrate = "1/m"\nburst = 1\n[policies.caller]\nrate = "1/m"\nburst = 5')
     m1, m2 = stack.masked()
     assert stack.unset(m1=m1, m2=m2).status_code == 200
     before = stack.unset(m1=m1).headers["ratelimit"]
@@ -309,7 +309,7 @@ def test_a_stopping_gateway_finishes_what_is_in_flight(start) -> None:
 
 def test_several_workers_share_one_port_and_one_quota(start) -> None:
     """Two processes admit exactly what one quota allows."""
-    stack = start(workers=2, quotas='[quotas.caller]\nrate = "1/h"\nburst = 7')
+    stack = start(workers=2, quotas='[policies.caller]\nrate = "1/h"\nburst = 7')
     pairs = [stack.masked() for _ in range(12)]
     answers = []
     for m1, m2 in pairs:  # A connection each, so that both processes get some.

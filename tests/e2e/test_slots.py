@@ -173,7 +173,7 @@ def test_the_only_credential_rejected_is_said(start: Callable[..., Stack]) -> No
 
 def test_a_second_try_is_charged_to_the_account(start: Callable[..., Stack]) -> None:
     """The vendor counts both calls, so do we: without a unit left there is no second try."""
-    quotas = '[quotas.account]\nrate = "1/h"\nburst = 3'
+    quotas = '[policies.account]\nrate = "1/h"\nburst = 3'
     stack = two_slots(start, quotas=quotas)
     pair = stack.masked()
     end_session(stack, VENDOR_SSID, 1014)

@@ -22,10 +22,12 @@ from gateway import embedded
 from tests.e2e.test_main_job import assert_refused
 from tests.running import Process, Stack, until
 
+REFUSE = 'on_store_error = "refuse"'
+
 
 def test_redis_stalls(start: Callable[..., Stack]) -> None:
     """A stopped Redis costs one bounded time-out; then the breaker answers, and no call is made."""
-    stack = start()
+    stack = start(audit=REFUSE)
     m1, m2 = stack.masked()
     stack.unset(m1=m1)
     stack.clear_vendor_calls()
@@ -130,7 +132,7 @@ def test_scripts_are_forgotten(start: Callable[..., Stack]) -> None:
 
 def test_redis_is_full_or_read_only(start: Callable[..., Stack]) -> None:
     """A Redis that cannot keep a record gets no call made, and is used again when it can."""
-    stack = start()
+    stack = start(audit=REFUSE)
     m1, m2 = stack.masked()
     stack.unset(m1=m1, m2=m2, expiry_duration=60)
     stack.clear_vendor_calls()

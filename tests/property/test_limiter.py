@@ -1,20 +1,34 @@
-"""The admit script against a pure model with a virtual clock: the same verdicts, all or nothing, never over the bound."""
+"""The limiter in Redis and the one in memory against a model with a virtual clock: one verdict, all or nothing, in bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from importlib import resources
 
+import msgspec
 import pytest
 import redis as redis_py
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.ledger.store import _figures
+from gateway.limiter import Limiter, verdict
+from gateway.model import Charge, Limit, Verdict
 from tests.running import Redis
 
-LIMITS = {"a": (100_000, 3), "b": (1_000_000, 1), "c": (37_000, 10)}
-"""Name: (interval in microseconds, burst)."""
 START = 1_700_000_000_000_000
+LIMITS = {
+    "a": Limit("a", False, "local", 3, 100_000),
+    "b": Limit("b", False, "local", 1, 1_000_000),
+    "c": Limit("c", False, "local", 10, 37_000),
+    "shadow": Limit("shadow", True, "local", 2, 300_000),
+    "new": Limit("new", False, "local", 4, 200_000, life_ms=700),
+    "shadow-new": Limit("shadow-new", True, "local", 3, 500_000, life_ms=2000),
+    "places": Limit("places", False, "local", 2, life_ms=400),
+    "shadow-places": Limit("shadow-places", True, "local", 1, life_ms=900),
+}
+PLAIN = ("a", "b", "c")
 
 
 @pytest.fixture(scope="module")
@@ -24,124 +38,247 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis_py.Redis]
 
 
 def virtual(script: str) -> str:
-    """Return the script with its clock, and the life of its keys, in the test's hands."""
-    clock, life = "redis.call('TIME')", "math.ceil((at - now) / 1000))"
-    assert clock in script
-    assert life in script
+    """Return the script with its clock in the test's hands; what expires by itself is expired by `expire`."""
+    clock = "redis.call('TIME')"
+    assert script.count(clock) == 1
     ours = "(function() local us = tonumber(redis.call('GET', 'clock')) return {math.floor(us / 1000000), us % 1000000} end)()"
-    return script.replace(clock, ours).replace(life, "100000000)")
+    script = script.replace(clock, ours)
+    for life in ("'PX', math.ceil((at - now) / 1000)", "'PX', life"):
+        assert life in script
+        script = script.replace(life, "'PX', 100000000")
+    return script.replace("redis.call('PEXPIRE', KEYS[limit.key], life)", "")
 
 
 SCRIPT = virtual((resources.files("gateway.ledger") / "admit.lua").read_text())
 
 
+def charges_of(names: list[str], numbers: list[str]) -> tuple[Charge, ...]:
+    return tuple(
+        Charge(LIMITS[name], f"q:{name}", "", tuple(f"q:{name}/{number}" for number in numbers) if name.endswith("new") else None)
+        for name in names
+    )
+
+
+class Server:
+    """The real script, with what it keeps of touched numbers expired by the virtual clock."""
+
+    def __init__(self, client: redis_py.Redis) -> None:
+        self.client = client
+        self.touched: dict[str, int] = {}
+        client.flushall()
+
+    def decide(self, charges: tuple[Charge, ...], now: int, holder: str) -> Verdict:
+        gone = [key for key, until in self.touched.items() if until <= now]
+        for key in gone:
+            self.client.delete(key)
+            del self.touched[key]
+        status, at, *figures = evaluate(self.client, charges, now, holder)
+        assert at == now
+        if status == b"admitted":
+            for charge, figure in zip(charges, figures, strict=True):
+                if figure > 0:
+                    for key in charge.touched or ():
+                        self.touched.setdefault(key, now + charge.limit.life_ms * 1000)
+        return verdict(charges, now, figures)
+
+
+def evaluate(
+    client: redis_py.Redis, charges: tuple[Charge, ...], now: int, record: str, epoch: int = 0, slot: str = "primary",
+    version: str = "", until: int = 0, nonce_ms: int = 0,
+) -> list:  # fmt: skip
+    client.set("clock", now)
+    keys = ["epoch", "slot", "version", "audit", "open", "nonce"]
+    for charge in charges:
+        keys += [charge.key, *(charge.touched or ())]
+    figures = b"".join(_figures(charge.limit, len(charge.touched or ())) for charge in charges)
+    return client.eval(SCRIPT, len(keys), *keys, epoch, slot, version, until, record, "k.1", "{}", nonce_ms, figures)
+
+
 class Model:
-    """GCRA by its definition: each quota has one theoretical arrival time."""
+    """GCRA by its definition, in fractions: a bucket of `burst` units that grow back one an interval; nothing else is known."""
 
     def __init__(self) -> None:
-        self.times: dict[str, int] = {}
+        self.spent: dict[str, tuple[int, Fraction]] = {}
+
+    def level(self, name: str, now: int) -> Fraction:
+        at, spent = self.spent.get(name, (now, Fraction(0)))
+        return max(Fraction(0), spent - Fraction(now - at, LIMITS[name].interval_us))
 
     def admit(self, now: int, names: list[str]) -> bool:
-        times = {name: max(self.times.get(name, now), now) for name in names}
-        if any(times[name] - now > LIMITS[name][0] * (LIMITS[name][1] - 1) for name in names):
+        if any(self.level(name, now) + 1 > LIMITS[name].burst for name in names):
             return False
-        self.times.update({name: times[name] + LIMITS[name][0] for name in names})
+        self.spent |= {name: (now, self.level(name, now) + 1) for name in names}
         return True
 
 
-def ask(client: redis_py.Redis, now: int, names: list[str], record: str) -> bool:
-    client.set("clock", now)
-    keys = ["epoch", "slot", "audit", "open", "nonce", *(f"q:{name}" for name in names)]
-    drawn = [figure for name in names for figure in (LIMITS[name][0], LIMITS[name][0] * (LIMITS[name][1] - 1))]
-    status = client.eval(SCRIPT, len(keys), *keys, 0, "primary", record, "k.1", "{}", 0, *drawn)[0]
-    assert status in (b"admitted", b"denied")
-    return bool(status == b"admitted")
+steps = st.integers(0, 400_000)
+some = st.lists(st.sampled_from(sorted(LIMITS)), min_size=1, max_size=5, unique=True)
+numbers = st.lists(st.sampled_from("uvwxyz"), min_size=1, max_size=3, unique=True)
+patient = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-calls = st.lists(
-    st.tuples(st.integers(0, 400_000), st.lists(st.sampled_from(sorted(LIMITS)), min_size=1, max_size=3, unique=True)),
-    max_size=60,
-)
+@patient
+@given(st.lists(st.tuples(steps, some, numbers), max_size=60))
+def test_the_script_and_the_memory_agree(server: redis_py.Redis, calls: list[tuple[int, list[str], list[str]]]) -> None:
+    """Every figure of every verdict: rates, new numbers, places, shadow; a place given back is free in both."""
+    redis, memory, now = Server(server), Limiter(), START
+    held: list[str] = []
+    for number, (step, names, touched) in enumerate(calls):
+        now += step
+        charges, holder = charges_of(names, touched), f"w-{number}"
+
+        found = redis.decide(charges, now, holder)
+
+        assert found == memory.decide(charges, now, holder)
+        if not found.refused:
+            held.append(holder)
+        if number % 3 == 2 and held:
+            gone = held.pop(0)
+            places = [f"q:{name}" for name in ("places", "shadow-places")]
+            memory.release(places, gone)
+            for key in places:
+                server.zrem(key, gone)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(calls)
+@patient
+@given(st.lists(st.tuples(steps, st.lists(st.sampled_from(PLAIN), min_size=1, max_size=3, unique=True)), max_size=60))
 def test_the_script_and_the_model_agree(server: redis_py.Redis, calls: list[tuple[int, list[str]]]) -> None:
-    """Every verdict is the model's; a refused call leaves every quota as it was, and no record."""
+    """Every verdict is the model's; a refused call leaves every limit as it was, and no record."""
     server.flushall()
     model, now, admitted = Model(), START, 0
     for number, (step, names) in enumerate(calls):
         now += step
         before = {name: server.get(f"q:{name}") for name in LIMITS}
 
-        verdict = ask(server, now, names, f"w-{number}")
+        status = evaluate(server, charges_of(names, []), now, f"w-{number}")[0]
 
-        assert verdict == model.admit(now, names)
-        admitted += verdict
+        assert status == (b"admitted" if model.admit(now, names) else b"denied")
+        admitted += status == b"admitted"
         after = {name: server.get(f"q:{name}") for name in LIMITS}
         changed = {name for name in LIMITS if before[name] != after[name]}
-        assert changed == (set(names) if verdict else set())
+        assert changed == (set(names) if status == b"admitted" else set())
     assert server.xlen("audit") == server.hlen("open") == admitted
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(sorted(LIMITS)), st.lists(st.integers(0, 200_000), max_size=80))
-def test_no_window_admits_more_than_its_bound(server: redis_py.Redis, name: str, steps: list[int]) -> None:
-    """In any window of any length at most burst + length ÷ interval calls pass."""
-    server.flushall()
-    interval, burst = LIMITS[name]
+@patient
+@given(st.sampled_from(PLAIN), st.lists(st.integers(0, 200_000), max_size=80), st.integers(1, 4))
+def test_no_window_admits_more_than_its_bound(name: str, steps: list[int], share: int) -> None:
+    """In any window of any length at most burst + length ÷ interval pass; of `share` processes alike, share − 1 more."""
+    limit = LIMITS[name]
+    limiters = [Limiter(share) for _ in range(share)]
     now, passed = START, []
     for number, step in enumerate(steps):
         now += step
-        if ask(server, now, [name], f"w-{number}"):
-            passed.append(now)
+        for limiter in limiters:
+            if not limiter.decide(charges_of([name], []), now, f"w-{number}").refused:
+                passed.append(now)
 
     for first in range(len(passed)):
         for last in range(first, len(passed)):
-            assert last - first + 1 <= burst + (passed[last] - passed[first]) / interval
+            bound = limit.burst + share - 1 + (passed[last] - passed[first]) / limit.interval_us
+            assert last - first + 1 <= bound
+
+
+@patient
+@given(st.lists(st.tuples(steps, numbers), max_size=60))
+def test_shadow_never_refuses_and_is_charged_as_if_it_did(calls: list[tuple[int, list[str]]]) -> None:
+    """A limit in shadow says at each call what the same limit, enforced alone, would have said."""
+    shadow, enforced, now = Limiter(), Limiter(), START
+    sharp = Limit("shadow-new", False, "local", 3, 500_000, life_ms=2000)
+    for number, (step, touched) in enumerate(calls):
+        now += step
+        (charge,) = charges_of(["shadow-new"], touched)
+
+        seen = shadow.decide((charge,), now, f"w-{number}")
+        said = enforced.decide((Charge(sharp, charge.key, "", charge.touched),), now, f"w-{number}")
+
+        assert seen.refused == ()
+        assert [m.remaining for m in seen.meters] == [m.remaining for m in said.meters]
+        assert bool(seen.shadow_refused) == bool(said.refused)
+
+
+def test_memory_is_given_back() -> None:
+    """What no longer matters is forgotten: a hundred thousand numbers leave as much as the last few."""
+    limiter = Limiter()
+    limit = Limit("n", False, "local", 1, 1000)
+    for number in range(100_000):
+        limiter.decide((Charge(limit, f"q:{number}"),), START + number * 1000, "w")
+
+    assert len(limiter._times) < 25_000
 
 
 def test_a_lowered_limit_works_at_once(server: redis_py.Redis) -> None:
     """A time stored under a larger burst is cut to what today's limit would have stored."""
     server.flushall()
-    server.set("q:b", START + 3_600_000_000)
+    server.set("q:b", f"{START + 3_600_000_000} 1000000")
+    charges = charges_of(["b"], [])
 
-    assert not ask(server, START, ["b"], "w-1")
-    assert not ask(server, START + 999_999, ["b"], "w-2")
-    assert ask(server, START + 1_000_000, ["b"], "w-3")
+    assert evaluate(server, charges, START, "w-1")[0] == b"denied"
+    assert evaluate(server, charges, START + 999_999, "w-2")[0] == b"denied"
+    assert evaluate(server, charges, START + 1_000_000, "w-3")[0] == b"admitted"
 
 
-def decided(server: redis_py.Redis, epoch: int, slot: str, nonce_ms: int = 0, record: str = "w-1") -> list:
-    keys = ["epoch", "slot", "audit", "open", "nonce", "q:a"]
-    return server.eval(SCRIPT, len(keys), *keys, epoch, slot, record, "k.1", "{}", nonce_ms, 100_000, 200_000)
+def test_a_raised_limit_works_at_once(server: redis_py.Redis) -> None:
+    """The units used stay used, and grow back at the new rate: of a day's two, both used, to ten a second with burst ten."""
+    server.flushall()
+    day = Charge(Limit("x", False, "local", 2, 43_200_000_000), "q:x")
+    raised = Charge(Limit("x", False, "local", 10, 100_000), "q:x")
+    assert [evaluate(server, (day,), START, f"w-{n}")[0] for n in range(3)] == [b"admitted", b"admitted", b"denied"]
+
+    (_, now, at) = evaluate(server, (raised,), START, "w-3")
+
+    assert verdict((raised,), now, [at]).meters[0].remaining == 7
+
+
+def test_a_place_of_a_killed_process_is_free_in_time(server: redis_py.Redis) -> None:
+    """Nobody gave it back: it is taken until its life is over, and not a moment longer."""
+    server.flushall()
+    charges = charges_of(["places"], [])
+    assert [evaluate(server, charges, START, f"w-{n}")[0] for n in range(3)] == [b"admitted", b"admitted", b"denied"]
+
+    assert evaluate(server, charges, START + 399_999, "w-4")[0] == b"denied"
+    assert evaluate(server, charges, START + 400_000, "w-5")[0] == b"admitted"
 
 
 def test_what_was_decided_by_old_knowledge_charges_nothing(server: redis_py.Redis) -> None:
-    """A process with old keys, or another slot, is sent back to look, before anything is spent; newer keys are good."""
+    """A process with old keys, slot or limits is sent back to look, before anything is spent; newer keys are good."""
     server.flushall()
-    server.set("epoch", 7)
-    server.set("clock", START)
+    charges = charges_of(["a"], [])
+    server.mset({"epoch": 7, "version": "v2"})
 
-    assert decided(server, 6, "primary") == [b"outdated", b"7", b"primary"]
-    assert decided(server, 7, "secondary") == [b"outdated", b"7", b"primary"]
+    def decided(epoch: int, slot: str, version: str = "v2", until: int = 0) -> list:
+        return evaluate(server, charges, START, "w-1", epoch, slot, version, until)
+
+    assert decided(6, "primary") == [b"outdated", b"7", b"primary", b"v2"]
+    assert decided(7, "secondary") == [b"outdated", b"7", b"primary", b"v2"]
+    assert decided(7, "primary", "v1") == [b"outdated", b"7", b"primary", b"v2"]
+    assert decided(7, "primary", "") == [b"outdated", b"7", b"primary", b"v2"]
+    # What one of its limits was changed to has ended.
+    assert decided(7, "primary", "v2", START) == [b"outdated", b"7", b"primary", b"?"]
     assert server.xlen("audit") == 0
     assert server.get("q:a") is None
-    assert decided(server, 8, "primary")[0] == b"admitted"
+    assert decided(8, "primary", "v2", START + 1)[0] == b"admitted"
     server.set("slot", "secondary")
-    assert decided(server, 8, "primary") == [b"outdated", b"7", b"secondary"]
-    assert decided(server, 8, "")[0] == b"admitted"
+    assert decided(8, "primary") == [b"outdated", b"7", b"secondary", b"v2"]
+    assert decided(8, "", "*")[0] == b"admitted"
 
 
 def test_a_nonce_is_good_once(server: redis_py.Redis) -> None:
     """It is spent with the call: a refused call leaves it, an admitted one takes it, for as long as was asked."""
     server.flushall()
-    server.set("clock", START)
-    server.set("q:a", START + 3_600_000_000)
+    charges = charges_of(["a"], [])
+    server.set("q:a", f"{START + 3_600_000_000} 100000")
 
-    assert decided(server, 0, "primary", 60_000)[0] == b"denied"
+    assert evaluate(server, charges, START, "w-1", nonce_ms=60_000)[0] == b"denied"
     assert not server.exists("nonce")
     server.delete("q:a")
-    assert decided(server, 0, "primary", 60_000)[0] == b"admitted"
+    assert evaluate(server, charges, START, "w-1", nonce_ms=60_000)[0] == b"admitted"
     assert 0 < server.pttl("nonce") <= 60_000
-    assert decided(server, 0, "primary", 60_000) == [b"replayed"]
+    assert evaluate(server, charges, START, "w-1", nonce_ms=60_000) == [b"replayed"]
     assert server.xlen("audit") == 1
+
+
+def test_figures_are_what_the_script_reads() -> None:
+    """Shadow, interval, tolerance or places, life, numbers."""
+    assert msgspec.msgpack.decode(_figures(LIMITS["new"], 2)) == [0, 200_000, 600_000, 700, 2]
+    assert msgspec.msgpack.decode(_figures(LIMITS["shadow-places"], 0)) == [1, 0, 1, 900, 0]

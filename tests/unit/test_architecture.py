@@ -106,13 +106,14 @@ def test_config_parses_and_names_every_fault() -> None:
                 "server": {"port": "eighty", "workers": 0},
                 "redis": {"url": "redis://:hunter2@host", "cluster": True, "sentinels": ["x"]},
                 "accounts": {"a": {"brand": "http://v4-api.deepcall.com", "primary": {"ssid": "s3cret", "token": {"env": "T"}}}},
-                "quotas": {"caller": {"rate": "fast"}},
+                "quotas": {"caller": {"rate": "1/s"}},
+                "policies": {"caller": {"rate": "fast", "burst": 0}},
             },
             {},
         )
     told = "\n".join(map(str, caught.value.faults))
-    for path in ("colour", "server.port", "server.workers", "redis.url", "accounts.a.brand", "accounts.a.primary.ssid", "quotas.caller.rate",
-                 "quotas.caller.burst"):  # fmt: skip
+    for path in ("colour", "server.port", "server.workers", "redis.url", "accounts.a.brand", "accounts.a.primary.ssid", "quotas", "policies.caller.rate",
+                 "policies.caller.burst"):  # fmt: skip
         assert f"{path}: " in told
     assert "hunter2" not in told
     assert "s3cret" not in told

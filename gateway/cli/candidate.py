@@ -1,0 +1,25 @@
+"""A file of policies that are to be tried or applied."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from gateway.cli.opened import UsageError
+from gateway.config import BUILT_IN, Policy, read_policies
+
+
+def read_candidate(path: Path) -> tuple[dict[str, Any], dict[str, Policy]]:
+    """Return the policies of a file, as tables and read; built-in ones filled up. Raises: UsageError, ConfigError."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: is not TOML: {error}") from None
+    policies = document.get("policies")
+    if not isinstance(policies, dict) or not policies:
+        raise UsageError(f"{path}: has no [policies.NAME] table")
+    tables = {name: {**BUILT_IN.get(name, {}), **table} if isinstance(table, dict) else table for name, table in policies.items()}
+    return tables, dict(read_policies(tables))

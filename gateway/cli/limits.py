@@ -1,0 +1,473 @@
+"""`gateway limits`: see what each limit does, change it live with an end, and explain what it did to one request."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gateway import audit
+from gateway.admission import Policies
+from gateway.app import make_policies
+from gateway.cli.candidate import read_candidate
+from gateway.cli.opened import Opened, UsageError, operator, span, with_store
+from gateway.cli.replay import add_replay
+from gateway.config import ConfigError, Policy, Terms, hard_limit_fault, read_terms
+from gateway.ledger import limits
+from gateway.ledger.limits import Change
+from gateway.ledger.store import RedisLedger
+from gateway.model import MODES
+from gateway.numbers import may_tell
+from gateway.trail.search import Query
+from gateway.trail.table import change_table, limit_table, show, verdict_table
+
+_TRIES: Final = 5
+_WHY_MAX: Final = 200
+_LONGEST_SECONDS: Final = 90 * 86_400
+_TARGET_HELP: Final = "a policy, a service (its own limit under `caller`), or POLICY:SUBJECT such as caller:crm"
+
+
+def add_limits(parser: argparse.ArgumentParser, configured: argparse.ArgumentParser) -> None:
+    """Add the subcommands to `gateway limits`."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    scoped = argparse.ArgumentParser(add_help=False, parents=[configured])
+    scoped.add_argument("--account", help="one vendor account; all if not given")
+    changing = argparse.ArgumentParser(add_help=False, parents=[scoped])
+    changing.add_argument("--why", help="the reason, for the audit trail")
+
+    command = commands.add_parser("show", parents=[scoped], help="what each limit admits at worst, its usage, what it refused")
+    command.add_argument("--number", help="the usage of one telephone number too")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_show)
+
+    command = commands.add_parser("set", parents=[changing], help="change a limit for a while, on every process at its next call")
+    command.add_argument("target", help=_TARGET_HELP)
+    command.add_argument("rate", nargs="?", help="such as 50/s, 100/m, 1000/h; as it is if not given")
+    command.add_argument("--burst", type=int)
+    command.add_argument("--concurrency", type=int, help="calls under way at once; 0: any number")
+    command.add_argument("--mode", choices=MODES)
+    command.add_argument("--for", dest="span", metavar="SPAN", help="how long, such as 2h; at most 90d")
+    command.set_defaults(run=_set)
+
+    command = commands.add_parser("reset", parents=[changing], help="end a live change now")
+    command.add_argument("target", help=_TARGET_HELP)
+    command.set_defaults(run=_reset)
+
+    command = commands.add_parser("apply", parents=[changing], help="make the policies of a file hold for a while")
+    command.add_argument("file", type=Path, help="TOML with [policies.NAME] tables, as in the settings")
+    command.add_argument("--for", dest="span", metavar="SPAN")
+    command.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+    command.set_defaults(run=_apply)
+
+    command = commands.add_parser("history", parents=[scoped], help="every change: who, when, why, before and after")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_history)
+
+    command = commands.add_parser("explain", parents=[configured], help="what each limit said to one request")
+    command.add_argument("request_id")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_explain)
+
+    add_replay(commands, scoped)
+
+
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """The limits of one account, as an operator works on them."""
+
+    account: str
+    ledger: RedisLedger
+    policies: Policies
+    changes: limits.Changes
+
+    def record(self, what: str, target: str, before: str, after: str, until: float | None, why: str) -> audit.Record:
+        """Return the record of one change."""
+        policy, _, subject = target.partition(":")
+        return audit.change(
+            what, at=time.time(), request_id=secrets.token_hex(16), account=self.account, operator=operator(),
+            policy=policy, subject=subject or None, before=before, after=after, until=until, why=why,
+        )  # fmt: skip
+
+    def text(self, target: str) -> str:
+        """Return what holds now for a target, in words."""
+        policy, _, subject = target.partition(":")
+        try:
+            return _terms_text(self.policies.in_force(policy, subject))
+        except KeyError:
+            return "none"
+
+
+async def _desk(opened: Opened, account: str, ledger: RedisLedger | None = None) -> _Desk:
+    ledger = ledger or await opened.ledger(account)
+    changes = await ledger.changes()
+    policies = make_policies(opened.settings, account, opened.pseudonyms())
+    policies.adopt(limits.live(changes))
+    return _Desk(account, ledger, policies, changes)
+
+
+def _set(arguments: argparse.Namespace) -> int:
+    given = {"rate": arguments.rate, "burst": arguments.burst, "concurrency": arguments.concurrency, "mode": arguments.mode}
+    table = {name: value for name, value in given.items() if value is not None}
+    if not table:
+        raise UsageError("nothing to change: give a rate such as 50/s, --burst, --concurrency or --mode")
+    try:
+        read_terms(table)
+    except ConfigError as error:
+        raise UsageError("; ".join(map(str, error.faults))) from None
+    seconds, why = _span(arguments), _why(arguments)
+
+    async def work(opened: Opened) -> int:
+        policy, subject = await _target(arguments.target, opened)
+        target = f"{policy}:{subject}" if subject else policy
+
+        def changed(desk: _Desk) -> list[tuple[str, Change | None, audit.Record]]:
+            if policy not in desk.policies.policies():
+                return []
+            found = desk.policies.policies()[policy]
+            before, kept = desk.text(target), desk.changes.by_target.get(target)
+            until_us = desk.changes.now_us + int(seconds * 1_000_000)
+            made = Change(until_us=until_us, operator=operator(), why=why)
+            if kept is not None and kept.policy is not None:
+                made.policy = {**kept.policy, **table}
+            else:
+                made.terms = {**(kept.terms if kept is not None else {}), **table}
+            desk.policies.adopt(limits.live(limits.Changes("", 0, {**desk.changes.by_target, target: made})))
+            after = desk.policies.in_force(policy, subject)
+            _check(policy, found, after)
+            return [(target, made, desk.record("limit.set", target, before, _terms_text(after), time.time() + seconds, why))]
+
+        return await _make(arguments, opened, changed, f"there is no policy {policy} in this account")
+
+    return with_store(arguments, work)
+
+
+def _reset(arguments: argparse.Namespace) -> int:
+    why = _why(arguments)
+
+    async def work(opened: Opened) -> int:
+        policy, subject = await _target(arguments.target, opened, known_only=False)
+        target = f"{policy}:{subject}" if subject else policy
+
+        def changed(desk: _Desk) -> list[tuple[str, Change | None, audit.Record]]:
+            if target not in desk.changes.by_target:
+                return []
+            before = desk.text(target)
+            rest = {name: change for name, change in desk.changes.by_target.items() if name != target}
+            desk.policies.adopt(limits.live(limits.Changes("", 0, rest)))
+            return [(target, None, desk.record("limit.reset", target, before, desk.text(target), None, why))]
+
+        return await _make(arguments, opened, changed, f"nothing is changed of {target}; see `gateway limits show`")
+
+    return with_store(arguments, work)
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    tables, candidate = read_candidate(arguments.file)
+    seconds = 0.0 if arguments.dry_run else _span(arguments)
+    why = "" if arguments.dry_run else _why(arguments)
+
+    async def work(opened: Opened) -> int:
+        def changed(desk: _Desk) -> list[tuple[str, Change | None, audit.Record]]:
+            made: list[tuple[str, Change | None, audit.Record]] = []
+            for name, policy in candidate.items():
+                if policy.accounts and desk.account not in policy.accounts:
+                    continue
+                before, after = desk.policies.policies().get(name), policy
+                _check(name, policy, _own_terms(policy))
+                if before == after and desk.text(name) == _terms_text(_own_terms(policy)):
+                    print(f"{desk.account}: {name}: unchanged")
+                    continue
+                print(f"{desk.account}: {name}: {_policy_diff(before, after, desk.text(name))}")
+                change = Change(
+                    policy=tables[name], until_us=desk.changes.now_us + int(seconds * 1_000_000), operator=operator(), why=why
+                )
+                until = time.time() + seconds
+                record = desk.record("limit.applied", name, desk.text(name), _terms_text(_own_terms(policy)), until, why)
+                made.append((name, change, record))
+            return made
+
+        if arguments.dry_run:
+            for account in opened.accounts(arguments.account):
+                changed(await _desk(opened, account))
+            return 0
+        return await _make(arguments, opened, changed, "nothing to change", quiet=True)
+
+    return with_store(arguments, work)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    async def work(opened: Opened) -> int:
+        number = opened.pseudonym("--number", arguments.number) if arguments.number else None
+        services = await _services(opened)
+        rows = []
+        for account in opened.accounts(arguments.account):
+            desk = await _desk(opened, account)
+            rows += await _rows(desk, services, number)
+        if arguments.json:
+            for row in rows:
+                print(json.dumps(row))
+        else:
+            show(limit_table(rows))
+        return 0
+
+    return with_store(arguments, work)
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    async def work(opened: Opened) -> int:
+        async with opened.trail(opened.accounts(arguments.account)) as trail:
+            rows = [row async for row in trail.search(Query(stage="change")) if row["change"].startswith(("limit.", "drill."))]
+        if arguments.json:
+            for row in rows:
+                print(json.dumps(row))
+        else:
+            show(change_table(rows))
+        return 0
+
+    return with_store(arguments, work)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    async def work(opened: Opened) -> int:
+        async with opened.trail(opened.accounts(None)) as trail:
+            records = [row async for row in trail.search(Query(request_id=arguments.request_id))]
+        if not records:
+            raise UsageError("there is no record of this request; see `gateway audit search`")
+        rows = [row for record in records if record["stage"] in ("outcome", "refusal") for row in _explained(record)]
+        if arguments.json:
+            for row in rows:
+                print(json.dumps(row))
+            return 0
+        last = records[-1]
+        said = last.get("problem") or last.get("result") or "no outcome yet"
+        print(f"{last['request_id']}: {said}, {last.get('service', 'nobody')}, {last['account']}, {records[0]['at']}")
+        if rows:
+            show(verdict_table(rows))
+        else:
+            print("No limit was looked at: it ended before, or has no outcome yet.")
+        return 0
+
+    return with_store(arguments, work)
+
+
+def _explained(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a line for each limit that was looked at for one try of a request."""
+    arrived = audit.unix_seconds(record["at"]) - (record.get("duration_ms", 0) / 1000 if record["stage"] == "outcome" else 0)
+    rows = []
+    for told in audit.read_limits(record.get("limits", "")):
+        wait = told.retry_after_seconds
+        rows.append(
+            {
+                "attempt": record.get("attempt", 1),
+                "policy": told.policy,
+                "field": told.field,
+                "mode": "shadow" if told.shadow else "enforce",
+                "left": told.left,
+                "burst": told.burst,
+                "verdict": "passed" if wait is None else "would have refused" if told.shadow else "refused",
+                "retry_after_seconds": wait,
+                "retry_at": None if wait is None else audit.rfc3339(arrived + wait),
+                "degraded": record.get("degraded", False),
+            }
+        )
+    return rows
+
+
+async def _rows(desk: _Desk, services: list[str], number: str | None) -> list[dict[str, Any]]:
+    refused = await desk.ledger.refused_last_hour()
+    rows = []
+    for name, policy in desk.policies.policies().items():
+        own = {target.partition(":")[2] for target in desk.changes.by_target if target.startswith(f"{name}:")}
+        for subject in ("", *_subjects(policy, desk, services, number, own)):
+            target = f"{name}:{subject}" if subject else name
+            terms, change = desk.policies.in_force(name, subject), desk.changes.by_target.get(target)
+            counted = subject or (desk.account if policy.by == ("account",) else "")
+            used, under_way = await _used(desk, name, counted, terms) if counted else (None, None)
+            if subject and not used and not under_way and change is None and subject not in policy.subjects:
+                continue
+            window = terms.rate.window_seconds if terms.rate else 0
+            rows.append(
+                {
+                    "account": desk.account,
+                    "policy": name,
+                    "subject": subject or None,
+                    "by": list(policy.by),
+                    "count": policy.count,
+                    "rate": str(terms.rate) if terms.rate else None,
+                    "burst": terms.burst if terms.rate else None,
+                    "concurrency": terms.concurrency or None,
+                    "mode": terms.mode,
+                    "on_store_error": policy.on_store_error,
+                    "worst_case": policy.worst_case(terms.rate, terms.burst, window) if terms.rate and terms.burst else None,
+                    "window_seconds": window or None,
+                    "used": used,
+                    "under_way": under_way,
+                    "refused_last_hour": None if subject else _refusals(refused, name, shadow=False),
+                    "shadow_refused_last_hour": None if subject else _refusals(refused, name, shadow=True),
+                    "changed_until": audit.rfc3339(change.until_us / 1_000_000) if change else None,
+                    "changed_by": change.operator if change else None,
+                    "why": change.why if change else None,
+                }
+            )
+    return rows
+
+
+def _refusals(refused: dict[tuple[str, bool], int], name: str, *, shadow: bool) -> int:
+    return refused.get((name, shadow), 0) + refused.get((f"{name}.concurrency", shadow), 0)
+
+
+def _subjects(policy: Policy, desk: _Desk, services: list[str], number: str | None, own: set[str]) -> list[str]:
+    found = {*policy.subjects, *own}
+    if policy.by == ("caller",):
+        found |= set(services)
+    if policy.by == ("number",) and number:
+        found.add(number)
+    if policy.by == ("caller", "number") and number:
+        found |= {f"{service}/{number}" for service in services}
+    found.discard(desk.account if policy.by == ("account",) else "")
+    return sorted(found)
+
+
+async def _used(desk: _Desk, name: str, subject: str, terms: Terms) -> tuple[int | None, int | None]:
+    """Return the units used of the burst and the calls under way; None where that is not limited."""
+    used = under_way = None
+    if terms.rate is not None:
+        used = math.ceil(await desk.ledger.used(desk.policies.key(name, subject)))
+    if terms.concurrency:
+        under_way = await desk.ledger.under_way(desk.policies.key(f"{name}.concurrency", subject))
+    return used, under_way
+
+
+async def _make(
+    arguments: argparse.Namespace,
+    opened: Opened,
+    changed: Callable[[_Desk], list[tuple[str, Change | None, audit.Record]]],
+    nothing: str,
+    *,
+    quiet: bool = False,
+) -> int:
+    """Make the changes of every account, each whole, again where somebody else made some meanwhile."""
+    count = 0
+    for account in opened.accounts(arguments.account):
+        desk = await _desk(opened, account)
+        for _ in range(_TRIES):
+            made = changed(desk)
+            if not made or await desk.ledger.change(desk.changes.version, made):
+                break
+            desk = await _desk(opened, account, desk.ledger)
+        else:
+            raise UsageError("the limits are being changed by somebody else; try again")
+        count += len(made)
+        for target, change, record in made:
+            until = f" until {record.until}" if change else ""
+            if not quiet:
+                print(f"{account}: {target}: {record.before} → {record.after}{until}")
+    if not count:
+        print(f"gateway: {nothing}", file=sys.stderr)
+        return 0 if quiet else 1
+    return 0
+
+
+async def _target(text: str, opened: Opened, *, known_only: bool = True) -> tuple[str, str]:
+    """Return the policy and the subject an operator means. Raises: UsageError."""
+    known: dict[str, Policy] = {**opened.settings.policies}
+    for account in opened.accounts(None):
+        known |= (await _desk(opened, account)).policies.policies()
+    services = await _services(opened)
+    name, colon, subject = text.partition(":")
+    if not colon and name not in known:
+        if name not in services and known_only:
+            raise UsageError(
+                f"target: there is neither a policy nor a service '{name}'; policies: {', '.join(known)}; services: "
+                f"{', '.join(services) or 'none has a key'}"
+            )
+        name, subject = "caller", name
+    if name not in known:
+        raise UsageError(f"target: there is no policy '{name}'; there are {', '.join(known)}")
+    by = known[name].by
+    if not subject:
+        return name, ""
+    parts = subject.split("/")
+    if len(parts) != len(by):
+        raise UsageError(f"target: '{name}' counts by {'/'.join(by)}; write {name}:{'/'.join(part.upper() for part in by)}")
+    for place, dimension in enumerate(by):
+        if dimension == "number" and not _is_pseudonym(parts[place]):
+            parts[place] = opened.pseudonym("target", parts[place])
+        if dimension == "caller" and known_only and parts[place] not in services:
+            raise UsageError(
+                f"target: there is no service '{parts[place]}'; there are {', '.join(services) or 'none with a key'}"
+            )
+    return name, "/".join(parts)
+
+
+async def _services(opened: Opened) -> list[str]:
+    """Return every service that has a key or is a workload."""
+    await opened.registry.refresh()
+    keys = {entry.service for entry in opened.registry.current.entries.values()}
+    return sorted(keys | {workload.service or name for name, workload in opened.settings.workloads.items()})
+
+
+def _check(name: str, policy: Policy, terms: Terms) -> None:
+    """Refuse what the settings would refuse. Raises: UsageError."""
+    if terms.rate is not None and terms.burst is not None and terms.mode == "enforce":
+        told = hard_limit_fault(policy, terms.rate, terms.burst)
+        if told:
+            raise UsageError(f"{name}: {told}")
+    if policy.count == "new_numbers" and terms.burst is not None and terms.burst < 3:
+        raise UsageError(f"{name}: --burst must be 3 or more, since one call may have three new numbers")
+
+
+def _own_terms(policy: Policy) -> Terms:
+    return Terms(rate=policy.rate, burst=policy.burst, concurrency=policy.concurrency, mode=policy.mode)
+
+
+def _terms_text(terms: Terms) -> str:
+    rate = f"{terms.rate} burst {terms.burst}" if terms.rate else ""
+    places = f"concurrency {terms.concurrency}" if terms.concurrency else ""
+    return " ".join(part for part in (rate, places, terms.mode or "") if part)
+
+
+def _policy_diff(before: Policy | None, after: Policy, in_force: str) -> str:
+    if before is None:
+        return f"new: by {'+'.join(after.by)}, {_terms_text(_own_terms(after))}"
+    told = [] if in_force == _terms_text(_own_terms(after)) else [f"{in_force} → {_terms_text(_own_terms(after))}"]
+    for name in ("by", "count", "on_store_error", "hard_limit", "operations", "services", "accounts", "subjects"):
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            told.append(f"{name} {_shown(old)} → {_shown(new)}")
+    return ", ".join(told)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{subject}: {_terms_text(terms)}" for subject, terms in value.items()) or "none"
+    return "+".join(value) or "all" if isinstance(value, tuple) else str(value or "none")
+
+
+def _is_pseudonym(text: str) -> bool:
+    return len(text) == 32 and all(letter in "0123456789abcdef" for letter in text)
+
+
+def _span(arguments: argparse.Namespace) -> float:
+    if arguments.span is None:
+        raise UsageError("--for: is missing; say how long, such as --for 2h. What is to stay belongs into the settings")
+    seconds = span(arguments.span)
+    if not 0 < seconds <= _LONGEST_SECONDS:
+        raise UsageError("--for: must be from 1s to 90d; what is to stay longer belongs into the settings")
+    return seconds
+
+
+def _why(arguments: argparse.Namespace) -> str:
+    why = (arguments.why or "").strip()
+    if not why or len(why) > _WHY_MAX or not why.isprintable():
+        raise UsageError(f"--why: give the reason in at most {_WHY_MAX} printable characters; it stands in the audit trail")
+    if may_tell(why):
+        raise UsageError("--why: may hold a telephone number or a key; the audit trail must not")
+    return why

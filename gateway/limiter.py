@@ -1,0 +1,113 @@
+"""The limiter's arithmetic in this process' memory: what the admit script does, without Redis.
+
+It answers while Redis is away, by the process' share of each limit, and it answers history: what would have been refused.
+GCRA: each limit keeps one theoretical arrival time; a call may be early by the tolerance. Tested to agree with the script.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from gateway.model import Charge, Limit, Meter, Verdict
+
+_PRUNE_AT: Final = 10_000
+
+
+class Limiter:
+    """What was charged, as long as it matters."""
+
+    def __init__(self, share: int = 1) -> None:
+        """`share`: how many processes divide each limit among them."""
+        self._share = share
+        self._times: dict[str, int] = {}
+        self._touched: dict[str, int] = {}
+        self._places: dict[str, dict[str, int]] = {}
+        self._prune_at = _PRUNE_AT
+
+    def decide(self, charges: Sequence[Charge], now_us: int, holder: str) -> Verdict:
+        """Make every charge, or none. `holder` is who takes the places among the calls under way.
+
+        Of a share, the tolerance is the whole limit's: so `share` processes admit at most `share` − 1 units more than one.
+        """
+        looked = [self._look(charge, now_us) for charge in charges]
+        admitted = not any(refuses and not charge.limit.shadow for charge, (_, _, refuses) in zip(charges, looked, strict=True))
+        figures = []
+        for charge, (figure, units, refuses) in zip(charges, looked, strict=True):
+            kept = self._keep(charge, figure, units, now_us, holder) if admitted and not refuses else figure
+            figures.append(-kept if refuses else kept)
+        self._prune(now_us)
+        return verdict(charges, now_us, figures, self._share)
+
+    def release(self, keys: Sequence[str], holder: str) -> None:
+        """Give places back."""
+        for key in keys:
+            self._places.get(key, {}).pop(holder, None)
+
+    def is_new(self, touched: str, now_us: int) -> bool:
+        """Say whether a number counts as not touched."""
+        return self._touched.get(touched, 0) <= now_us
+
+    def _look(self, charge: Charge, now: int) -> tuple[int, int, bool]:
+        """Return the limit's figure, the units the call draws, and whether it refuses them."""
+        limit = charge.limit
+        if not limit.interval_us:
+            places = self._places.setdefault(charge.key, {})
+            for holder in [holder for holder, until in places.items() if until <= now]:
+                del places[holder]
+            return len(places), 1, len(places) >= _places_of(limit, self._share)
+        units = 1 if charge.touched is None else sum(self.is_new(key, now) for key in charge.touched)
+        interval, tolerance = limit.interval_us * self._share, limit.tolerance_us
+        at = min(max(self._times.get(charge.key, now), now), now + tolerance + interval)
+        # A small share may have no room for the numbers of one call; it is let through when nothing else was.
+        ahead = (units - 1) * interval if self._share == 1 else min((units - 1) * interval, tolerance)
+        if units and at + ahead - now > tolerance:
+            return at + ahead, units, True
+        return at, units, False
+
+    def _keep(self, charge: Charge, figure: int, units: int, now: int, holder: str) -> int:
+        limit = charge.limit
+        if not limit.interval_us:
+            self._places[charge.key][holder] = now + limit.life_ms * 1000
+            return figure + 1
+        if units:
+            figure += units * limit.interval_us * self._share
+            self._times[charge.key] = figure
+            for key in charge.touched or ():
+                if self.is_new(key, now):
+                    self._touched[key] = now + limit.life_ms * 1000
+        return figure
+
+    def _prune(self, now: int) -> None:
+        """Forget what no longer matters, each time as much has come as was left."""
+        if len(self._times) + len(self._touched) < self._prune_at:
+            return
+        self._times = {key: at for key, at in self._times.items() if at > now}
+        self._touched = {key: until for key, until in self._touched.items() if until > now}
+        self._places = {key: places for key, places in self._places.items() if places}
+        self._prune_at = max(_PRUNE_AT, 2 * (len(self._times) + len(self._touched)))
+
+
+def verdict(charges: Sequence[Charge], now_us: int, figures: Sequence[int], share: int = 1) -> Verdict:
+    """Return what the limiter's figures mean, one for each charge: a time, or the calls under way; negative: refused."""
+    return Verdict(
+        tuple(_meter(charge, now_us, figure, share) for charge, figure in zip(charges, figures, strict=True)), degraded=share > 1
+    )
+
+
+def _meter(charge: Charge, now: int, figure: int, share: int) -> Meter:
+    limit = charge.limit
+    if not limit.interval_us:
+        left = 0 if figure < 0 else max(0, _places_of(limit, share) - figure)
+        return Meter(limit, charge.field, left, 1, figure >= 0)
+    interval, tolerance = limit.interval_us * share, limit.interval_us * (limit.burst - 1)
+    if figure < 0:
+        return Meter(limit, charge.field, 0, max(1, math.ceil((-figure - now - tolerance) / 1_000_000)), admitted=False)
+    remaining = max(0, (now + tolerance - figure) // interval + 1)
+    wait = figure - now if remaining else figure - now - tolerance
+    return Meter(limit, charge.field, remaining, max(1, math.ceil(wait / 1_000_000)), admitted=True)
+
+
+def _places_of(limit: Limit, share: int) -> int:
+    return max(1, limit.burst // share)

@@ -1,0 +1,260 @@
+"""What limits would have refused: the audit history, refused calls included, through the limiter that answers live calls.
+
+Every call that reached the limits then is put to them again, in the order of arrival, by the same charges and the same
+arithmetic. Memory holds what the limits keep now, not the history: of a million records as little as of a thousand.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from gateway.admission import Policies
+from gateway.limiter import Limiter
+from gateway.model import Charge
+
+_HOUR_US: Final = 3_600_000_000
+_HORIZON_US: Final = 10_000_000
+"""How much later than its own time a record may stand in the stream and still be taken in order."""
+_REMEMBERED: Final = 100_000
+
+
+class Demand(msgspec.Struct):
+    """What a record tells of the demand for calls."""
+
+    stage: str
+    writer: str
+    seq: int
+    at: str
+    request_id: str
+    service: str | None = None
+    key_id: str | None = None
+    operation: str | None = None
+    m1: str | None = None
+    m2: str | None = None
+    mask: str | None = None
+    pseudonym_key: str | None = None
+    attempt: int = 1
+    problem: str | None = None
+    intent: str | None = None
+
+    @property
+    def reached_limits(self) -> bool:
+        """Whether it stands for a call that was put to the limits, or would have been but for an outage."""
+        return self.stage == "intent" or (self.stage == "refusal" and self.pseudonym_key is not None)
+
+
+_read = msgspec.json.Decoder(Demand).decode
+
+
+async def in_order(pages: AsyncIterator[list[bytes]], unknown: Counter[str]) -> AsyncIterator[tuple[int, Demand]]:
+    """Yield each demand once, with its microsecond, in the order of arrival; what came too late is counted in `unknown`."""
+    waiting: list[tuple[int, int, Demand]] = []
+    seen: OrderedDict[str, None] = OrderedDict()
+    newest = reached = number = 0
+    async for page in pages:
+        for encoded in page:
+            demand = _read(encoded)
+            if not demand.reached_limits:
+                continue
+            identity = f"{demand.writer}-{demand.seq}"
+            # A refusal may have left its intent behind: one call, told twice.
+            if identity in seen or (demand.stage == "refusal" and demand.intent in seen):
+                continue
+            seen[identity] = None
+            if len(seen) > _REMEMBERED:
+                seen.popitem(last=False)
+            at = int(datetime.fromisoformat(demand.at).timestamp() * 1000) * 1000
+            if at < reached:
+                unknown["late"] += 1
+                continue
+            newest, number = max(newest, at), number + 1
+            heapq.heappush(waiting, (at, number, demand))
+        while waiting and waiting[0][0] < newest - _HORIZON_US:
+            reached, _, demand = heapq.heappop(waiting)
+            yield reached, demand
+    while waiting:
+        at, _, demand = heapq.heappop(waiting)
+        yield at, demand
+
+
+class Smallest:
+    """The smallest limit that would have refused one subject nothing: the burst at its rate, and the rate at its burst."""
+
+    def __init__(self, interval_us: int, burst: int, *, rates: bool) -> None:
+        """`rates`: whether the rate is sought too, which costs memory where the demand has many bends."""
+        self._interval, self._burst, self._rates = interval_us, burst, rates
+        self._time = 0
+        self._count = 0
+        self._hull: list[tuple[int, int]] = []
+        self._slopes: list[float] = []
+        self.burst = 0
+        """Units at once that suffice at the given rate."""
+        self.interval_us: int | None = None
+        """The longest interval that suffices at the given burst; 0: none does; None: any does."""
+
+    def add(self, now: int, units: int) -> None:
+        """Take so many units at once, at a microsecond not before the last."""
+        self._time = max(self._time, now) + units * self._interval
+        self.burst = max(self.burst, -((now - self._time) // self._interval))
+        if self._rates:
+            self._add_to_hull(now)
+            self._count += units
+            self._seek(now)
+
+    @property
+    def seeks_rate(self) -> bool:
+        """Whether the rate is sought too."""
+        return self._rates
+
+    def matters(self, now: int) -> bool:
+        """Say whether what is kept can still change what is found."""
+        return self._rates or self._time > now
+
+    def _add_to_hull(self, now: int) -> None:
+        """Keep the lower convex hull of (instant, units before it): only there can the steepest window begin."""
+        if self._hull and self._hull[-1][0] == now:
+            return  # At one instant the earlier begins the longer window.
+        point = (now, self._count)
+        while len(self._hull) > 1 and _slope(self._hull[-1], point) <= self._slopes[-1]:
+            self._hull.pop()
+            self._slopes.pop()
+        if self._hull:
+            self._slopes.append(_slope(self._hull[-1], point))
+        self._hull.append(point)
+
+    def _seek(self, now: int) -> None:
+        """Note the window up to now that needs the shortest interval: beyond the burst, units ÷ time is largest there."""
+        target = (now, self._count - self._burst)
+        if target[1] <= 0:
+            return
+        # The slope to the target rises along the hull, then falls: up to where the hull itself is as steep.
+        low, high = 0, len(self._hull) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if _steeper(self._hull[middle + 1], self._hull[middle], target):
+                low = middle + 1
+            else:
+                high = middle
+        at, before = self._hull[low]
+        beyond = target[1] - before
+        if beyond > 0:
+            needed = (now - at) // beyond
+            self.interval_us = needed if self.interval_us is None else min(self.interval_us, needed)
+
+
+def _slope(a: tuple[int, int], b: tuple[int, int]) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])
+
+
+def _steeper(a: tuple[int, int], b: tuple[int, int], target: tuple[int, int]) -> bool:
+    """Say whether the way to the target is steeper from `a` than from `b`; straight up is steepest."""
+    rise_a, run_a, rise_b, run_b = target[1] - a[1], target[0] - a[0], target[1] - b[1], target[0] - b[0]
+    return rise_a * run_b > rise_b * run_a
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became, and would have become, of some calls."""
+
+    calls: int = 0
+    refused_then: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Replay:
+    """Puts the demand of one account to some policies."""
+
+    policies: Policies
+    service: str | None = None
+    """Whose calls are told; None: everybody's."""
+    limiter: Limiter = field(default_factory=Limiter)
+    tallies: dict[tuple[str, int], Tally] = field(default_factory=dict)
+    """By service and hour, in microseconds since 1970."""
+    by_policy: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    """Would-be refusals by policy, and whether it is in shadow."""
+    smallest: dict[tuple[str, str], Smallest] = field(default_factory=dict)
+    """By policy and key, of policies that count by number by key alone while it matters."""
+    bursts: dict[tuple[str, str], int] = field(default_factory=dict)
+    """The burst that refuses nothing, by policy and service."""
+    units: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Units, window in seconds and burst, by policy."""
+    pseudonym_keys: set[str] = field(default_factory=set)
+    first: int = 0
+    last: int = 0
+
+    def put(self, now: int, demand: Demand) -> None:
+        """Put one call to the limits."""
+        self.first, self.last = self.first or now, now
+        service = demand.service or "nobody"
+        if demand.attempt > 1 or demand.key_id == "proving":
+            charges = self.policies.account_charge()
+        else:
+            numbers: dict[str, str] = {}
+            for name, pseudonym in (("m1", demand.m1), ("m2", demand.m2), ("mask", demand.mask)):
+                if pseudonym is not None:
+                    numbers.setdefault(pseudonym, name)
+            charges = self.policies.draw(service, demand.operation or "", numbers)
+            if demand.pseudonym_key:
+                self.pseudonym_keys.add(demand.pseudonym_key)
+        charges = tuple(charge for charge in charges if charge.limit.interval_us)
+        told = self.service is None or service == self.service
+        if told:
+            for charge in charges:
+                self._measure(charge, service, now)
+        found = self.limiter.decide(charges, now, "")
+        if not told:
+            return
+        tally = self.tallies.setdefault((service, now // _HOUR_US * _HOUR_US), Tally())
+        tally.calls += 1
+        tally.refused_then += demand.problem == "quota_exceeded"
+        tally.refused += bool(found.refused)
+        for meter in (*found.refused, *found.shadow_refused):
+            self.by_policy[meter.limit.policy, meter.limit.shadow] += 1
+
+    def _measure(self, charge: Charge, service: str, now: int) -> None:
+        limit = charge.limit
+        self.units[limit.policy] = (limit.units, limit.window_seconds, limit.burst)
+        units = 1 if charge.touched is None else sum(self.limiter.is_new(key, now) for key in charge.touched)
+        if not units:
+            return
+        where = (limit.policy, charge.key)
+        smallest = self.smallest.get(where)
+        if smallest is None:
+            smallest = self.smallest[where] = Smallest(limit.interval_us, limit.burst, rates=not charge.field)
+        smallest.add(now, units)
+        of = (limit.policy, service)
+        self.bursts[of] = max(self.bursts.get(of, 0), smallest.burst)
+        if charge.field and len(self.smallest) > _REMEMBERED:
+            # Of a number whose limit is whole again nothing more is to be learnt than its burst, which is noted.
+            self.smallest = {key: one for key, one in self.smallest.items() if one.matters(now)}
+
+
+def hours(tallies: dict[tuple[str, int], Tally]) -> Iterator[tuple[int, Tally]]:
+    """Yield every hour from the first to the last with what became of its calls, empty ones too."""
+    if not tallies:
+        return
+    merged: dict[int, Tally] = {}
+    for (_, hour), tally in tallies.items():
+        into = merged.setdefault(hour, Tally())
+        into.calls += tally.calls
+        into.refused_then += tally.refused_then
+        into.refused += tally.refused
+    for hour in range(min(merged), max(merged) + 1, _HOUR_US):
+        yield hour, merged.get(hour, Tally())
+
+
+def smallest_rate(interval_us: int | None, window_seconds: int) -> int | None:
+    """Return the least units a window whose interval is as short as that; 0: one unit is enough; None: no rate is."""
+    if interval_us is None:
+        return 1
+    if interval_us == 0:
+        return None
+    return window_seconds * 1_000_000 // (interval_us + 1) + 1
