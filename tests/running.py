@@ -138,6 +138,38 @@ class Redis:
         self.process.stop()
 
 
+def free_port() -> int:
+    """Return a free port whose cluster bus, 10,000 above, is a free port too: the server ends at once where it is not."""
+    while True:
+        with socket.socket() as probe, socket.socket() as bus:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            if port + 10_000 > 65_535:
+                continue
+            try:
+                bus.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
+
+
+def server_at(folder: Path, name: str, port: int, *options: str) -> Process:
+    words = [embedded._binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options]
+    folder.mkdir(parents=True, exist_ok=True)
+    process = Process(folder, name, words)
+    listening_at(process, port)
+    return process
+
+
+def listening_at(process: Process, port: int) -> None:
+    def answers() -> bool:
+        assert process.alive(), f"{process.name} ended: {process.output()}"
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(answers, what=f"{process.name} listening")
+
+
 class Stack:
     """Gateway, sandbox and Redis, as processes of their own."""
 

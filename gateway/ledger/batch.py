@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError, TryAgainError
 
 Command = tuple[Any, ...]
 
+# redis-py raises the first where it finds no node of a cluster to ask; it is none of its other errors.
+_AWAY: Final = (RedisClusterException, RedisError, OSError, TimeoutError)
 _BATCH_MAX: Final = 256
 _WAITING_MAX: Final = 20_000
 _PAUSE_FIRST_SECONDS: Final = 0.25
@@ -104,7 +106,7 @@ class Batch:
         try:
             async with _patient(self._timeout_seconds):
                 results = await self._send([command for command, _ in batch])
-        except (RedisError, OSError, TimeoutError) as error:
+        except _AWAY as error:
             await self._lost(type(error).__name__, batch)
             return
         except BaseException:
@@ -168,7 +170,7 @@ class Batch:
             try:
                 async with _patient(self._timeout_seconds):
                     (result,) = await self._send([self._probe])
-            except (RedisError, OSError, TimeoutError):
+            except _AWAY:
                 await self._forget_connections()
                 continue
             if not isinstance(result, Exception):
@@ -180,7 +182,7 @@ class Batch:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._reconnect()
-        except (RedisError, OSError, TimeoutError):
+        except _AWAY:
             pass  # It is gone already; the next command opens a new one.
 
 

@@ -20,7 +20,7 @@ from gateway.errors import Problem, Refusal
 from gateway.keys import KeyEntry, KeyVersion, Registry
 from gateway.ledger.batch import Batch, LedgerDown
 from gateway.ledger.connect import Connection
-from gateway.ledger.store import Names
+from gateway.ledger.store import NOW, Names
 from gateway.model import Bindings
 
 TAG: Final = ":keys"
@@ -109,7 +109,7 @@ class KeyRegistry:
 
     async def ping(self) -> None:
         """Raise LedgerDown or Refusal `ledger_unavailable` when the keys cannot be read, or never were."""
-        await self._batch.submit("PING")
+        await self._batch.submit("EXISTS", self._epoch)
         if self._current.epoch < 0:
             await self.refresh()
 
@@ -127,6 +127,9 @@ class KeyRegistry:
             epoch = int(await self._batch.submit("GET", self._epoch) or 0)
             if epoch == self._read_epoch and at_least <= self._current.epoch:
                 return
+            if not epoch and self._read_epoch > 0:
+                # Redis has lost what it kept. Nobody's key is believed to be revoked by that; who is unknown stays unknown.
+                raise Refusal(Problem.ledger_unavailable, error="emptied")
             raw = await self._batch.submit("HGETALL", self._keys)
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
@@ -179,8 +182,8 @@ class KeyRegistry:
             left = 0
             try:
                 for account in await self._all_accounts():
-                    seconds, micros = await self._batch.submit("TIME")
-                    oldest = int(seconds) * 1_000_000 + int(micros) - longest_seconds * 1_000_000
+                    now = int(await self._batch.submit("EVAL", NOW, 1, Names(account).open))
+                    oldest = now - longest_seconds * 1_000_000
                     left += sum(
                         _is_of(value, key_id, number) and int(value.split()[0]) > oldest
                         for _, value in _pairs(await self._batch.submit("HGETALL", Names(account).open))

@@ -39,6 +39,8 @@ redis.call('SET', KEYS[1], ARGV[2])
 redis.call('XADD', KEYS[2], '*', 'r', ARGV[3])
 return {1, ARGV[2]}
 """
+NOW: Final = "local clock = redis.call('TIME') return clock[1] * 1000000 + clock[2]"
+"""Redis' clock in microseconds, of the node that has KEYS[1]."""
 _DRAIN_EVERY_SECONDS: Final = 0.5
 _DRAIN_AT_ONCE: Final = 500
 # KEYS: living processes, epoch of the keys. ARGV: this one, microseconds after which one counts as dead ('' says goodbye).
@@ -157,7 +159,7 @@ class RedisLedger:
 
     async def ping(self) -> None:
         """Raise LedgerDown when Redis does not answer."""
-        await self._batch.submit("PING")
+        await self._batch.submit("EXISTS", self._names.probe)  # Not PING: a cluster has to be told which node is meant.
 
     async def admit(
         self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None, live: Live
@@ -202,8 +204,7 @@ class RedisLedger:
         found = limits.live(await self.changes())
         if found.drill_until_us > self._drilled_until:
             self._drilled_until = found.drill_until_us
-            seconds, micros = await self._asked("TIME")
-            self._batch.trip((found.drill_until_us - int(seconds) * 1_000_000 - int(micros)) / 1_000_000)
+            self._batch.trip((found.drill_until_us - await self._redis_now()) / 1_000_000)
         return found
 
     async def changes(self) -> limits.Changes:
@@ -223,17 +224,15 @@ class RedisLedger:
 
     async def used(self, key: str) -> float:
         """Return how many units of a limit have not grown back yet. Raises: Refusal `ledger_unavailable`."""
-        seconds, micros = await self._asked("TIME")
-        kept = await self._asked("GET", key)
+        now, kept = await self._redis_now(), await self._asked("GET", key)
         if kept is None:
             return 0.0
         at, interval = map(int, kept.split())
-        return max(0.0, (at - int(seconds) * 1_000_000 - int(micros)) / interval)
+        return max(0.0, (at - now) / interval)
 
     async def under_way(self, key: str) -> int:
         """Return how many calls hold a place of a limit. Raises: Refusal `ledger_unavailable`."""
-        seconds, micros = await self._asked("TIME")
-        return int(await self._asked("ZCOUNT", key, int(seconds) * 1_000_000 + int(micros), "+inf"))
+        return int(await self._asked("ZCOUNT", key, await self._redis_now(), "+inf"))
 
     async def refused_last_hour(self) -> Counter[tuple[str, bool]]:
         """Return how often each policy refused in the last hour, to within ten minutes, by name and whether in shadow.
@@ -321,6 +320,10 @@ class RedisLedger:
             raise Refusal(Problem.ledger_unavailable, error=type(error).__name__, intent=intent.id) from None
         self.degraded += 1
         return Admission(call, intent.id, found, held)
+
+    async def _redis_now(self) -> int:
+        """Return Redis' clock in microseconds. Raises: Refusal `ledger_unavailable`."""
+        return int(await self._asked("EVAL", NOW, 1, self._names.probe))
 
     async def _asked(self, *command: Any) -> Any:
         try:

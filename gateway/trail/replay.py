@@ -22,7 +22,9 @@ from gateway.model import Charge
 _HOUR_US: Final = 3_600_000_000
 _HORIZON_US: Final = 10_000_000
 """How much later than its own time a record may stand in the stream and still be taken in order."""
-_REMEMBERED: Final = 100_000
+_REMEMBERED: Final = 20_000
+"""Records, by which one that was written twice is known."""
+_PRUNE_AT: Final = 20_000
 
 
 class Demand(msgspec.Struct):
@@ -181,18 +183,19 @@ class Replay:
     by_policy: Counter[tuple[str, bool]] = field(default_factory=Counter)
     """Would-be refusals by policy, and whether it is in shadow."""
     smallest: dict[tuple[str, str], Smallest] = field(default_factory=dict)
-    """By policy and key, of policies that count by number by key alone while it matters."""
+    """By policy and key; of those that count by number, as long as it matters."""
     bursts: dict[tuple[str, str], int] = field(default_factory=dict)
     """The burst that refuses nothing, by policy and service."""
     units: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """Units, window in seconds and burst, by policy."""
     pseudonym_keys: set[str] = field(default_factory=set)
     first: int = 0
-    last: int = 0
+    """Microsecond of the first call; 0: there was none."""
+    _prune_at: int = _PRUNE_AT
 
     def put(self, now: int, demand: Demand) -> None:
         """Put one call to the limits."""
-        self.first, self.last = self.first or now, now
+        self.first = self.first or now
         service = demand.service or "nobody"
         if demand.attempt > 1 or demand.key_id == "proving":
             charges = self.policies.account_charge()
@@ -232,9 +235,10 @@ class Replay:
         smallest.add(now, units)
         of = (limit.policy, service)
         self.bursts[of] = max(self.bursts.get(of, 0), smallest.burst)
-        if charge.field and len(self.smallest) > _REMEMBERED:
+        if len(self.smallest) > self._prune_at:
             # Of a number whose limit is whole again nothing more is to be learnt than its burst, which is noted.
             self.smallest = {key: one for key, one in self.smallest.items() if one.matters(now)}
+            self._prune_at = max(_PRUNE_AT, 2 * len(self.smallest))
 
 
 def hours(tallies: dict[tuple[str, int], Tally]) -> Iterator[tuple[int, Tally]]:
