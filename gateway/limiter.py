@@ -6,7 +6,6 @@ GCRA: each limit keeps one theoretical arrival time; a call may be early by the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -91,9 +90,7 @@ class Limiter:
 
 def verdict(charges: Sequence[Charge], now_us: int, figures: Sequence[int], share: int = 1) -> Verdict:
     """Return what the limiter's figures mean, one for each charge: a time, or the calls under way; negative: refused."""
-    return Verdict(
-        tuple(_meter(charge, now_us, figure, share) for charge, figure in zip(charges, figures, strict=True)), degraded=share > 1
-    )
+    return Verdict(tuple([_meter(charge, now_us, figure, share) for charge, figure in zip(charges, figures, strict=True)]))
 
 
 def _meter(charge: Charge, now: int, figure: int, share: int) -> Meter:
@@ -103,11 +100,15 @@ def _meter(charge: Charge, now: int, figure: int, share: int) -> Meter:
         return Meter(limit, charge.field, left, 1, figure >= 0)
     interval, tolerance = limit.interval_us * share, limit.interval_us * (limit.burst - 1)
     if figure < 0:
-        return Meter(limit, charge.field, 0, max(1, math.ceil((-figure - now - tolerance) / 1_000_000)), admitted=False)
+        return Meter(limit, charge.field, 0, max(1, _seconds(-figure - now - tolerance)), admitted=False)
     remaining = max(0, (now + tolerance - figure) // interval + 1)
     wait = figure - now if remaining else figure - now - tolerance
-    return Meter(limit, charge.field, remaining, max(1, math.ceil(wait / 1_000_000)), admitted=True)
+    return Meter(limit, charge.field, remaining, max(1, _seconds(wait)), admitted=True)
 
 
 def _places_of(limit: Limit, share: int) -> int:
     return max(1, limit.burst // share)
+
+
+def _seconds(microseconds: int) -> int:
+    return -(-microseconds // 1_000_000)

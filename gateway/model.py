@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NoReturn
 
+import msgspec
+
 UNSET_PATH: Final = "/api/v2/Masking/unset"
 """The call's path, the same here and at the vendor, so that a client changes its host alone."""
 
@@ -193,8 +195,7 @@ class Limit:
         return self.interval_us * (self.burst - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True, gc=False):  # Made many times a call: a third of what a dataclass costs.
     """One draw on one limit."""
 
     limit: Limit
@@ -206,8 +207,7 @@ class Charge:
     """Where it is kept which numbers were touched, one unit for each that was not; None: one unit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Meter:
+class Meter(msgspec.Struct, frozen=True, gc=False):
     """What one charged limit had left."""
 
     limit: Limit

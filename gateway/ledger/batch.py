@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError, TryAgainError
 
-Command = tuple[Any, ...]
+from gateway.ledger.connect import Command
 
 # redis-py raises the first where it finds no node of a cluster to ask; it is none of its other errors.
 _AWAY: Final = (RedisClusterException, RedisError, OSError, TimeoutError)
@@ -34,29 +34,24 @@ class LedgerDown(Exception):
     """Redis did not answer in time, or cannot keep what it is given. The message is the kind of fault."""
 
 
-class Client(Protocol):
-    """What is asked of redis-py, the same for a single server, Sentinel and Cluster."""
-
-    def pipeline(self, transaction: bool = False) -> Any:
-        """Start collecting commands."""
-
-
 class Batch:
     """Sends commands to Redis in order, together, with bounded time."""
 
     def __init__(
         self,
-        client: Client,
+        exchange: Callable[[Sequence[Command]], Awaitable[list[Any]]],
         timeout_seconds: float,
         reconnect: Callable[[], Any],
         changed: Callable[[bool, str], None],
         probe: str,
     ) -> None:
-        """`changed(up, why)` is told when Redis goes away and comes back; `reconnect` drops all connections.
+        """`exchange` sends commands and returns their answers; `reconnect` drops all connections.
+
+        `changed(up, why)` is told when Redis goes away and comes back.
 
         `probe` is the name of a Redis key that is written to see whether Redis is back.
         """
-        self._client = client
+        self._exchange_all = exchange
         self._timeout_seconds = timeout_seconds
         self._reconnect = reconnect
         self._changed = changed
@@ -64,6 +59,8 @@ class Batch:
         self._waiting: deque[tuple[Command, asyncio.Future[Any]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._prober: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._not_before = 0.0
         self.down = False
         """Whether the breaker answers in Redis' place now."""
 
@@ -86,9 +83,18 @@ class Batch:
     async def aclose(self) -> None:
         """Wait for what was submitted, and look no more whether Redis is back."""
         await self.drain()
-        if self._prober is not None:
-            self._prober.cancel()
-            await asyncio.gather(self._prober, return_exceptions=True)
+        looking = [task for task in (self._prober, self._looking) if task is not None]
+        for task in looking:
+            task.cancel()
+        await asyncio.gather(*looking, return_exceptions=True)
+
+    async def look(self) -> None:
+        """Look now whether Redis is back, where it was away; whoever asks at once shares one look."""
+        if not self.down or asyncio.get_running_loop().time() < self._not_before:
+            return
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        await asyncio.shield(self._looking)
 
     def trip(self, seconds: float) -> None:
         """Behave for a while as if Redis were away."""
@@ -118,17 +124,11 @@ class Batch:
             await self._lost(type(unable).__name__, [])
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        results: list[Any] = await pipeline.execute(raise_on_error=False)
+        results = await self._exchange_all(commands)
         # A cluster that is moving a slot runs nothing of what it answers so: it is to be said again.
         while later := [number for number, result in enumerate(results) if isinstance(result, TryAgainError)]:
             await asyncio.sleep(_TRY_AGAIN_SECONDS)
-            pipeline = self._client.pipeline(transaction=False)
-            for number in later:
-                pipeline.execute_command(*commands[number])
-            for number, result in zip(later, await pipeline.execute(raise_on_error=False), strict=True):
+            for number, result in zip(later, await self._exchange_all([commands[number] for number in later]), strict=True):
                 results[number] = result
         return results
 
@@ -156,27 +156,32 @@ class Batch:
         if not self.down:
             self.down = True
             self._changed(False, why)
+        self._not_before = max(self._not_before, asyncio.get_running_loop().time() + seconds)
         if self._prober is None:
-            self._prober = asyncio.create_task(self._look_for_ever(seconds))
+            self._prober = asyncio.create_task(self._look_for_ever())
 
-    async def _look_for_ever(self, seconds: float) -> None:
-        """Close the breaker when Redis takes a write again."""
-        await asyncio.sleep(seconds)
+    async def _look_for_ever(self) -> None:
         pause = _PAUSE_FIRST_SECONDS
-        while True:
+        while self.down:
             # Jitter: replicas that lost Redis together must not come back together.
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
             pause = min(2 * pause, _PAUSE_MAX_SECONDS)
-            try:
-                async with _patient(self._timeout_seconds):
-                    (result,) = await self._send([self._probe])
-            except _AWAY:
-                await self._forget_connections()
-                continue
-            if not isinstance(result, Exception):
-                break
-        self._prober, self.down = None, False
-        self._changed(True, "")
+            await self.look()
+        self._prober = None
+
+    async def _look(self) -> None:
+        """Close the breaker if Redis takes a write again."""
+        try:
+            async with _patient(self._timeout_seconds):
+                (result,) = await self._send([self._probe])
+        except _AWAY:
+            await self._forget_connections()
+            return
+        finally:
+            self._looking = None
+        if not isinstance(result, Exception):
+            self.down = False
+            self._changed(True, "")
 
     async def _forget_connections(self) -> None:
         try:

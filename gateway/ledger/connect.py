@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import hiredis
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -18,14 +21,64 @@ from gateway.config import Redis as Settings
 from gateway.errors import Problem, Refusal
 from gateway.model import Secret
 
+Command = tuple[Any, ...]
+"""Its name and its words: text, bytes or numbers."""
 
-@dataclass(frozen=True, slots=True)
+
+class _Direct(AbstractConnection):
+    """A connection that sends commands together and reads their answers without redis-py's way there and back.
+
+    That way costs more than everything else a batch costs this process; connecting, proving who we are and TLS stay
+    redis-py's. What redis-py does to answers by the name of their command is left out: they are as Redis gave them.
+    """
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the answers, an error as the exception it is. Raises: RedisError, OSError."""
+        # What was left unread, or the other side's goodbye.
+        if self.is_connected and await self.can_read():
+            await self.disconnect(nowait=True)
+        await self.connect()  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        await self.send_packed_command([hiredis.pack_command(command) for command in commands], check_health=False)
+        answers: list[Any] = []
+        parser: Any = self._parser
+        while len(answers) < len(commands):
+            answer = parser._reader.gets()  # noqa: SLF001 - a subclass reads what its parser reads
+            if answer is NOT_ENOUGH_DATA:
+                await parser.read_from_socket()
+            else:
+                answers.append(answer)
+        return answers
+
+
+@dataclass(slots=True)
 class Connection:
-    """A client, and how to make it forget its connections."""
+    """A client, the one connection of it that commands go by, and how to make it forget its connections."""
 
     client: Any
     single: Redis | None
     """The client where it speaks to one server at a time; None for a cluster."""
+    _own: Any = None
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the answers to commands that are sent together, one after the other. Raises: RedisError, OSError.
+
+        To be called again only when it has returned.
+        """
+        if self.single is None:
+            pipeline = self.client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            return answers
+        if self._own is None:
+            self._own = await self.single.connection_pool.get_connection()  # type: ignore[no-untyped-call]  # the same
+        try:
+            found: list[Any] = await self._own.exchange(commands)
+        except BaseException:
+            # Answers that are still to come would be taken for those to the next commands.
+            await self._own.disconnect(nowait=True)
+            raise
+        return found
 
     async def reconnect(self) -> None:
         """Drop every connection: one that timed out may still get its answer, and after a failover another is master."""
@@ -36,6 +89,9 @@ class Connection:
 
     async def aclose(self) -> None:
         """Close the client."""
+        if self._own is not None and self.single is not None:
+            await self.single.connection_pool.release(self._own)
+            self._own = None
         await self.client.aclose()
 
 
@@ -68,9 +124,15 @@ def connect(settings: Settings, password: Secret | None, *, read_seconds: float 
             hosts, sentinel_kwargs={"socket_timeout": seconds, "socket_connect_timeout": seconds}, **common, **tls
         )
         master: Redis = sentinel.master_for(settings.sentinel_service, redis_class=Redis, db=_database(settings.url))
-        return Connection(master, master)
+        return Connection(master, _direct(master))
     single: Redis = Redis.from_url(settings.url, **common, **tls)
-    return Connection(single, single)
+    return Connection(single, _direct(single))
+
+
+def _direct(client: Redis) -> Redis:
+    pool = client.connection_pool
+    pool.connection_class = type("DirectConnection", (_Direct, pool.connection_class), {})
+    return client
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ because the admit script of an account sends back whoever decided by older keys.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class KeyRegistry:
         self._writer = writer
         self._seq = 0
         self._clock = clock
-        self._batch = Batch(connection.client, timeout_seconds, connection.reconnect, _quietly, base + "probe")
+        self._batch = Batch(connection.exchange, timeout_seconds, connection.reconnect, _quietly, base + "probe")
         self._current = Registry(epoch=-1, entries={})
         self._raw: dict[str, bytes] = {}
         self.unreadable: tuple[str, ...] = ()
@@ -118,6 +119,8 @@ class KeyRegistry:
 
         Raises: Refusal `ledger_unavailable`.
         """
+        if at_least:
+            await self._batch.look()  # Redis has just said so: it is there, and our own breaker may not know yet.
         try:
             if not self._announced:
                 # Before reading: whoever changes keys from now on raises the epoch of these accounts too.
@@ -203,7 +206,9 @@ class KeyRegistry:
         if self._connection.single is None:
             return 0
         try:
-            replicas = int((await self._batch.submit("INFO", "replication"))["connected_slaves"])
+            told = await self._batch.submit("INFO", "replication")
+            found = re.search(rb"connected_slaves:(\d+)", told if isinstance(told, bytes) else str(told).encode())
+            replicas = int(found[1]) if found else 0
             return max(0, replicas - int(await self._batch.submit("WAIT", replicas, _REPLICAS_MS))) if replicas else 0
         except ResponseError:
             return 0

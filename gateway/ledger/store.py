@@ -114,7 +114,7 @@ class RedisLedger:
         """Name of this process in the audit trail."""
         self._seq = 0
         self.journal = journal
-        self._batch = Batch(connection.client, timeout_seconds, connection.reconnect, self._changed, self._names.probe)
+        self._batch = Batch(connection.exchange, timeout_seconds, connection.reconnect, self._changed, self._names.probe)
         self._tell_changed = changed
         self._worker: asyncio.Task[None] | None = None
         self._away = away
