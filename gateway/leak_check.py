@@ -354,6 +354,11 @@ class _Check:
         commands = (
             ("keys", "list"), ("keys", "list", "--json"), ("keys", "revoke", "nobody"), ("keys", "extend", self._key_id, "1d"),
             ("audit", "tail", "-n", "500"), ("audit", "search", "--json"), ("audit", "search", "--number", self._m1),
+            ("limits", "show", "--number", self._m1), ("limits", "show", "--json"), ("limits", "history"),
+            ("limits", "set", f"number:{self._m1}", "1/s", "--for", "1s", "--why", "leak check"),
+            ("limits", "set", "leak", "9/s", "--for", "1s", "--why", f"asked by {self._m2}, with {self._key}"),
+            ("limits", "set", f"{self._key}:{self._m2}x", "9/s", "--for", "1s", "--why", "leak check"),
+            ("limits", "replay", "--since", "1h"), ("limits", "replay", "--json", "--rate", "1/s", "--burst", "1"),
             ("upstream", "list"), ("upstream", "check"), ("upstream", "promote"), ("upstream", "rollback"),
             ("check",), ("check", "--offline"), ("--version",),
         )  # fmt: skip

@@ -151,7 +151,8 @@ def _schemas() -> dict[str, Any]:
         "origin": {"enum": ["gateway", "vendor"], "description": "Who refused."},
         "request_id": {"type": "string"},
         "field": {"type": "string", "description": "The body's field at fault."},
-        "policy": {"type": "string", "description": "The quota that refused."},
+        "policy": {"type": "string", "description": "The policy that refused; of several the one that takes longest."},
+        "violated-policies": {"type": "array", "items": {"type": "string"}, "description": "All the policies that refused."},
         "retry_after": {"type": "integer", "minimum": 1, "description": "Seconds."},
         "upstream_status": {"type": "integer", "description": "HTTP status of the vendor's answer."},
     }

@@ -20,6 +20,7 @@ from gateway.cli.candidate import read_candidate
 from gateway.cli.opened import Opened, UsageError, operator, span, with_store
 from gateway.cli.replay import add_replay
 from gateway.config import ConfigError, Policy, Terms, hard_limit_fault, read_terms
+from gateway.document import shown
 from gateway.ledger import limits
 from gateway.ledger.limits import Change
 from gateway.ledger.store import RedisLedger
@@ -163,7 +164,12 @@ def _reset(arguments: argparse.Namespace) -> int:
             desk.policies.adopt(limits.live(limits.Changes("", 0, rest)))
             return [(target, None, desk.record("limit.reset", target, before, desk.text(target), None, why))]
 
-        return await _make(arguments, opened, changed, f"nothing is changed of {target}; see `gateway limits show`")
+        return await _make(
+            arguments,
+            opened,
+            changed,
+            f"nothing is changed of {shown(policy)}{subject and ' for that subject'}; see `gateway limits show`",
+        )
 
     return with_store(arguments, work)
 
@@ -385,12 +391,12 @@ async def _target(text: str, opened: Opened, *, known_only: bool = True) -> tupl
     if not colon and name not in known:
         if name not in services and known_only:
             raise UsageError(
-                f"target: there is neither a policy nor a service '{name}'; policies: {', '.join(known)}; services: "
+                f"target: there is neither a policy nor a service '{shown(name)}'; policies: {', '.join(known)}; services: "
                 f"{', '.join(services) or 'none has a key'}"
             )
         name, subject = "caller", name
     if name not in known:
-        raise UsageError(f"target: there is no policy '{name}'; there are {', '.join(known)}")
+        raise UsageError(f"target: there is no policy '{shown(name)}'; there are {', '.join(known)}")
     by = known[name].by
     if not subject:
         return name, ""
@@ -402,7 +408,7 @@ async def _target(text: str, opened: Opened, *, known_only: bool = True) -> tupl
             parts[place] = opened.pseudonym("target", parts[place])
         if dimension == "caller" and known_only and parts[place] not in services:
             raise UsageError(
-                f"target: there is no service '{parts[place]}'; there are {', '.join(services) or 'none with a key'}"
+                f"target: there is no service '{shown(parts[place])}'; there are {', '.join(services) or 'none with a key'}"
             )
     return name, "/".join(parts)
 

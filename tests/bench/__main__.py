@@ -156,12 +156,13 @@ def _nginx(stack: ExitStack, folder: Path, redis: Redis, vendor_port: int) -> Pe
         "USER": "user root;" if os.getuid() == 0 else "",  # or its worker could not reach the private socket
         "FOLDER": folder, "MODULES": "\n".join(f"load_module {module};" for module in modules), "VENDOR": f"127.0.0.1:{vendor_port}", "PORT": port,
         "DIGEST": hashlib.sha256(KEY.encode()).hexdigest(), "SSID": ENVIRON["BENCH_SSID"], "PSEUDONYM_KEY": ENVIRON["BENCH_PSEUDONYM_KEY"],
-        "REDIS": redis.socket, "SCRIPT": script,
+        "REDIS": redis.socket,
     }  # fmt: skip
     text = (HERE / "nginx.conf").read_text()
     for name, value in values.items():
         text = text.replace(f"@{name}@", str(value))
     (folder / "nginx.conf").write_text(text)
+    (folder / "admit.lua").write_text(script)
     shutil.copy(HERE / "nginx.lua", folder / "gateway.lua")
     process = stack.enter_context(started(folder, "nginx", ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")], port))
     return Peer("nginx", process.pid, port, KEY)
