@@ -57,10 +57,13 @@ class Pseudonyms:
         self.key_id = key_id
         self._hmac = hmac.new(key.reveal().encode(), digestmod=hashlib.sha256)
         # A call asks three times for each of its numbers: for its limits, its intent and its outcome.
-        self.of = lru_cache(maxsize=4096)(self._of)
-        """Returns 32 hex digits, the first half of HMAC-SHA-256 over the E.164 form."""
+        self._cached = lru_cache(maxsize=4096)(self._digest)
 
-    def _of(self, e164: str) -> str:
+    def of(self, e164: str) -> str:
+        """Return 32 hex digits, the first half of HMAC-SHA-256 over the E.164 form."""
+        return self._cached(e164)
+
+    def _digest(self, e164: str) -> str:
         mac = self._hmac.copy()
         mac.update(e164.encode())
         return mac.hexdigest()[:32]
