@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 from gateway.addresses import read_network
-from gateway.model import DIMENSIONS, MODES, OPERATIONS, SLOTS, STORE_ERRORS, Bindings
+from gateway.model import DIMENSIONS, MODES, NUMBER_FIELDS, OPERATIONS, SLOTS, STORE_ERRORS, Bindings
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,7 +415,6 @@ class Workload:
         return Bindings(frozenset(self.scopes), self.accounts, self.networks, self.prefixes)
 
 
-_NUMBER_FIELDS = ("m1", "m2", "mask")
 _BURST = _between(1, 1_000_000_000)
 _CONCURRENCY = _between(0, 1_000_000)
 
@@ -666,7 +665,7 @@ def _policy_faults(policies: Mapping[str, Policy], accounts: Mapping[str, Accoun
             faults.append(Fault(f"{here}.by", 'cannot have "number" where new numbers are counted'))
         if policy.count == "new_numbers" and policy.rate is None:
             faults.append(Fault(f"{here}.rate", "is missing: new numbers are counted by rate and burst"))
-        if policy.count == "new_numbers" and policy.burst < len(_NUMBER_FIELDS):
+        if policy.count == "new_numbers" and policy.burst < len(NUMBER_FIELDS):
             faults.append(Fault(f"{here}.burst", "must be 3 or more: one call may have three new numbers"))
         if policy.subjects and "number" in policy.by:
             faults.append(Fault(f"{here}.subjects", "cannot be told for numbers here; use `gateway limits set`"))

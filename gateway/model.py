@@ -19,6 +19,9 @@ Operation = Literal["end", "reschedule"]
 OPERATIONS: Final[tuple[Operation, ...]] = ("end", "reschedule")
 """What a caller may be allowed to ask for: end a masking at once, or change when it ends."""
 
+NUMBER_FIELDS: Final = ("m1", "m2", "mask")
+"""The body's fields that hold a telephone number, in the order in which they are told."""
+
 Dimension = Literal["caller", "number", "account", "operation"]
 DIMENSIONS: Final[tuple[Dimension, ...]] = ("caller", "number", "account", "operation")
 """What a policy may count apart, in the order in which its subjects are named."""

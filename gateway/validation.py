@@ -14,10 +14,9 @@ from typing import Any, Final
 from gateway.config import Validation
 from gateway.document import Document, shown
 from gateway.errors import Problem, Refusal
-from gateway.model import Call, Caller, Operation, PhoneNumber
+from gateway.model import NUMBER_FIELDS, Call, Caller, Operation, PhoneNumber
 from gateway.numbers import read_number
 
-NUMBER_FIELDS: Final = ("m1", "m2", "mask")
 _TAKEN: Final = frozenset((*NUMBER_FIELDS, "expiry_time", "expiry_duration", "ssid", "userId", "token"))
 MINUTES_MAX: Final = 10 * 366 * 24 * 60
 """Ten years."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rich.table import Table
+
 from gateway import audit
 from gateway.admission import Policies
 from gateway.app import make_policies
@@ -216,12 +218,7 @@ def _show(arguments: argparse.Namespace) -> int:
         for account in opened.accounts(arguments.account):
             desk = await _desk(opened, account)
             rows += await _rows(desk, services, number)
-        if arguments.json:
-            for row in rows:
-                print(json.dumps(row))
-        else:
-            show(limit_table(rows))
-        return 0
+        return _told(arguments, rows, limit_table)
 
     return with_store(arguments, work)
 
@@ -230,12 +227,7 @@ def _history(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         async with opened.trail(opened.accounts(arguments.account)) as trail:
             rows = [row async for row in trail.search(Query(stage="change")) if row["change"].startswith(("limit.", "drill."))]
-        if arguments.json:
-            for row in rows:
-                print(json.dumps(row))
-        else:
-            show(change_table(rows))
-        return 0
+        return _told(arguments, rows, change_table)
 
     return with_store(arguments, work)
 
@@ -248,9 +240,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             raise UsageError("there is no record of this request; see `gateway audit search`")
         rows = [row for record in records if record["stage"] in ("outcome", "refusal") for row in _explained(record)]
         if arguments.json:
-            for row in rows:
-                print(json.dumps(row))
-            return 0
+            return _told(arguments, rows, verdict_table)
         last = records[-1]
         said = last.get("problem") or last.get("result") or "no outcome yet"
         print(f"{last['request_id']}: {said}, {last.get('service', 'nobody')}, {last['account']}, {records[0]['at']}")
@@ -261,6 +251,15 @@ def _explain(arguments: argparse.Namespace) -> int:
         return 0
 
     return with_store(arguments, work)
+
+
+def _told(arguments: argparse.Namespace, rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], Table]) -> int:
+    if arguments.json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        show(table(rows))
+    return 0
 
 
 def _explained(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any, Final
 
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 260, 60, 30
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 900, 270, 60, 30, 24
 _STYLE: Final = """body{font:15px system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;color:#1b1f24}
 body{background:#fff}table{border-collapse:collapse;width:100%;margin:1rem 0}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid #d0d7de}
@@ -39,7 +39,7 @@ def svg(hours: Sequence[Hour], title: str) -> str:
     """Return the plot as an SVG document: a bar an hour, the part that would have been refused at its foot."""
     most = max((calls for _, calls, _ in hours), default=0) or 1
     step = (_WIDTH - _LEFT) / max(1, len(hours))
-    plain = _HEIGHT - _BOTTOM - 10
+    plain = _HEIGHT - _BOTTOM - _TOP
     bars = []
     for place, (begins, calls, refused) in enumerate(hours):
         x = _LEFT + place * step
@@ -60,7 +60,7 @@ def svg(hours: Sequence[Hour], title: str) -> str:
         f'font-size="12">'
         f'<title>{escape(title)}</title><rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>'
         f'<line x1="{_LEFT}" y1="{_HEIGHT - _BOTTOM}" x2="{_WIDTH}" y2="{_HEIGHT - _BOTTOM}" stroke="#57606a"/>'
-        f'<text x="{_LEFT - 6}" y="20" text-anchor="end">{most}</text>'
+        f'<text x="{_LEFT - 6}" y="{_TOP + 10}" text-anchor="end">{most}</text>'
         f'<text x="{_LEFT - 6}" y="{_HEIGHT - _BOTTOM}" text-anchor="end">0</text>'
         f"{''.join(bars)}{''.join(ticks)}"
         f'<text x="{_WIDTH}" y="14" text-anchor="end"><tspan fill="#3f6f9f">calls an hour</tspan>, '

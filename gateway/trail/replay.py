@@ -17,7 +17,7 @@ import msgspec
 
 from gateway.admission import Policies
 from gateway.limiter import Limiter
-from gateway.model import Charge
+from gateway.model import NUMBER_FIELDS, Charge
 
 _HOUR_US: Final = 3_600_000_000
 _HORIZON_US: Final = 10_000_000
@@ -201,7 +201,8 @@ class Replay:
             charges = self.policies.account_charge()
         else:
             numbers: dict[str, str] = {}
-            for name, pseudonym in (("m1", demand.m1), ("m2", demand.m2), ("mask", demand.mask)):
+            for name in NUMBER_FIELDS:
+                pseudonym = getattr(demand, name)
                 if pseudonym is not None:
                     numbers.setdefault(pseudonym, name)
             charges = self.policies.draw(service, demand.operation or "", numbers)

@@ -10,10 +10,10 @@ from typing import Any, Final
 import msgspec
 
 from gateway.audit import rfc3339
+from gateway.model import NUMBER_FIELDS
 
 _PAGE: Final = 1000
 _FOLLOW_EVERY_SECONDS: Final = 0.1
-NUMBER_FIELDS: Final = ("m1", "m2", "mask")
 
 Row = dict[str, Any]
 

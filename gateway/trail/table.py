@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gateway.model import NUMBER_FIELDS
 from gateway.trail.search import Row
 
 
@@ -175,7 +176,7 @@ def _text(value: Any) -> Text:
 
 
 def _numbers(row: Row) -> str:
-    return " ".join(f"{name}:{row[f'{name}_country']}…{row[f'{name}_last2']}" for name in ("m1", "m2", "mask") if row.get(name))
+    return " ".join(f"{name}:{row[f'{name}_country']}…{row[f'{name}_last2']}" for name in NUMBER_FIELDS if row.get(name))
 
 
 def _day(unix_seconds: float | None) -> str:
