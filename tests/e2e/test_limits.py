@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gateway.audit import rfc3339
+from gateway.ledger.limits import SAVE
 from tests.e2e.test_main_job import assert_refused
 from tests.integration.test_scale_out import WIDE, gateways
 from tests.running import Stack, until
@@ -181,23 +182,24 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield stack
 
 
-def test_two_operators_at_once_lose_no_change(start: Callable[..., Stack]) -> None:
-    """Changes made at the same moment are all in force, each with its record."""
+def test_operators_at_once_lose_no_change(start: Callable[..., Stack]) -> None:
+    """Four changes of one limit at the same moment are all in force, each with its record."""
     stack = start(quotas=WIDE)
-    bursts = range(11, 15)
-    targets = ("caller", "number", "account", "repeat")
+    changes = (("9/m",), ("--burst", "11"), ("--concurrency", "5"), ("--mode", "shadow"))
 
     with ThreadPoolExecutor(4) as pool:
-        list(
-            pool.map(
-                lambda pair: stack.cli("limits", "set", pair[0], "--burst", str(pair[1]), "--for", "1h", *WHY),
-                zip(targets, bursts, strict=True),
-            )
-        )
+        list(pool.map(lambda words: stack.cli("limits", "set", "number", *words, "--for", "1h", *WHY), changes))
 
-    after = shown(stack)
-    assert [after[target]["burst"] for target in targets] == list(bursts)
-    assert len(stack.cli("limits", "history", "--json").stdout.splitlines()) == 4
+    after = shown(stack)["number"]
+    assert (after["rate"], after["burst"], after["concurrency"], after["mode"]) == ("9/m", 11, 5, "shadow")
+    history = [json.loads(line) for line in stack.cli("limits", "history", "--json").stdout.splitlines()]
+    assert [row["before"] for row in history[1:]] == [row["after"] for row in history[:-1]]
+    # Whoever decided by an older state is sent back, and nothing of it is kept.
+    with stack.redis.client() as client:
+        names = ("gw:{test}:limits", "gw:{test}:limits:version", "gw:{test}:audit")
+        before = client.hgetall(names[0]), client.xlen(names[2])
+        assert client.eval(SAVE, 3, *names, "an older version", "number", "{}", "{}") == b""
+        assert (client.hgetall(names[0]), client.xlen(names[2])) == before
 
 
 def test_shadow_is_seen_everywhere_and_refuses_nobody(start: Callable[..., Stack]) -> None:
