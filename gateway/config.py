@@ -62,6 +62,10 @@ class Rate:
         """Microseconds in which one unit grows back, at least 1."""
         return max(1, self.window_seconds * 1_000_000 // self.count)
 
+    def worst_case(self, burst: int, window_seconds: int) -> int:
+        """Return the most that passes in any window of that length."""
+        return burst + window_seconds * 1_000_000 // self.interval_us
+
 
 class _Wrong(ValueError):
     """What a reader of one value says of it."""
@@ -458,10 +462,6 @@ class Policy:
     accounts: tuple[str, ...] = _s("accounts it is for; none: all", _names, ())
     subjects: Mapping[str, Terms] = _tables(Terms, _subject)
 
-    def worst_case(self, rate: Rate, burst: int, window_seconds: int) -> int:
-        """Return the most that passes in any window of that length."""
-        return burst + window_seconds * 1_000_000 // rate.interval_us
-
 
 BUILT_IN: Final[Mapping[str, Mapping[str, Any]]] = {
     "caller": {"by": ["caller"], "rate": "50/s", "burst": 100},
@@ -692,7 +692,7 @@ def hard_limit_fault(policy: Policy, rate: Rate | None, burst: int) -> str:
     limit = policy.hard_limit
     if limit is None or rate is None:
         return ""
-    worst = policy.worst_case(rate, burst, limit.window_seconds)
+    worst = rate.worst_case(burst, limit.window_seconds)
     if worst <= limit.count:
         return ""
     return f"{rate} with burst {burst} admits up to {worst} in a window of hard_limit {limit}; lower rate or burst"

@@ -310,7 +310,7 @@ async def _rows(desk: _Desk, services: list[str], number: str | None) -> list[di
                     "concurrency": terms.concurrency or None,
                     "mode": terms.mode,
                     "on_store_error": policy.on_store_error,
-                    "worst_case": policy.worst_case(terms.rate, terms.burst, window) if terms.rate and terms.burst else None,
+                    "worst_case": terms.rate.worst_case(terms.burst, window) if terms.rate and terms.burst else None,
                     "window_seconds": window or None,
                     "used": used,
                     "under_way": under_way,

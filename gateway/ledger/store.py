@@ -305,9 +305,9 @@ class RedisLedger:
         known = caller.key_version is None or (epoch >= self._epoch and confirmed <= self._away.stale_seconds_max)
         if not self._away.spool or caller.nonce is not None or not known or denying or not self._processes:
             raise Refusal(Problem.ledger_unavailable, error=why, policy=denying, intent=intent.id)
-        self._limiter = self._limiter or Limiter(self._processes)
+        self._limiter = limiter = self._limiter or Limiter(self._processes)
         local = tuple(charge for charge in charges if charge.limit.on_store_error == "local")
-        found = replace(self._limiter.decide(local, int(self._now() * 1_000_000), intent.id), degraded=True)
+        found = replace(limiter.decide(local, int(self._now() * 1_000_000), intent.id), degraded=True)
         self._count(found)
         if found.refused:
             return found
@@ -316,7 +316,7 @@ class RedisLedger:
         try:
             await self.journal.keep(msgspec.json.encode(intent))
         except OSError as error:
-            self._limiter.release(held, intent.id)
+            limiter.release(held, intent.id)
             raise Refusal(Problem.ledger_unavailable, error=type(error).__name__, intent=intent.id) from None
         self.degraded += 1
         return Admission(call, intent.id, found, held)

@@ -77,6 +77,20 @@ primary = { ssid = { env = "VENDOR_SSID" } }
     assert made == [404] * 7 + [429]
 
 
+def test_every_policy_can_be_off(start: Callable[..., Stack]) -> None:
+    """Then nothing is limited, nothing is told of limits, and calls are recorded all the same."""
+    stack = start(
+        quotas="".join(f'[policies.{name}]\nmode = "off"\n' for name in ("caller", "number", "account", "sweep", "repeat"))
+    )
+
+    answer = stack.unset(m1=stack.fresh_numbers()[0])
+
+    assert answer.status_code == 404
+    assert "ratelimit" not in answer.headers
+    assert [record["stage"] for record in stack.records(answer.headers["x-request-id"])] == ["intent", "outcome"]
+    assert shown(stack)["caller"]["mode"] == "off"
+
+
 def test_a_live_change_is_in_force_at_the_next_call_everywhere(start: Callable[..., Stack]) -> None:
     """On two gateways of two workers, without a restart; it ends by itself, or is reset; each change stands in the trail."""
     stack = start(workers=2, quotas=WIDE + '[policies.caller]\nrate = "1000/s"\nburst = 1000')
