@@ -317,9 +317,11 @@ def _health(
             raise JwksUnavailable
 
     parts: dict[str, dict[str, Check]] = {
-        name: {"redis": ledger.ping, "credential": partial(credential_good, name), "journal": partial(journal_good, name)}
+        name: {"ledger": ledger.ready, "credential": partial(credential_good, name), "journal": partial(journal_good, name)}
         for name, ledger in ledgers.items()
     }
     noted: dict[str, Check] = {f"issuer.{name}": partial(issuer_ready, name) for name in identities.jwks.names}
     noted |= {f"account.{name}.secrets": partial(secrets_readable, name) for name in vaults}
-    return Health({"keys": identities.registry.ping}, parts, noted)
+    noted |= {f"account.{name}.redis": ledger.ping for name, ledger in ledgers.items()}
+    noted["keys.redis"] = identities.registry.ping
+    return Health({"keys": identities.registry.ready}, parts, noted)

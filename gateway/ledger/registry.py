@@ -108,11 +108,14 @@ class KeyRegistry:
         await self._batch.aclose()
         await self._connection.aclose()
 
-    async def ping(self) -> None:
-        """Raise LedgerDown or Refusal `ledger_unavailable` when the keys cannot be read, or never were."""
-        await self._batch.submit("EXISTS", self._epoch)
+    async def ready(self) -> None:
+        """Raise Refusal `ledger_unavailable` when the keys are not known: they were never read, and cannot be now."""
         if self._current.epoch < 0:
             await self.refresh()
+
+    async def ping(self) -> None:
+        """Raise LedgerDown when the keys could not be read again now."""
+        await self._batch.submit("EXISTS", self._epoch)
 
     async def refresh(self, at_least: int = 0) -> None:
         """Read the keys again if they changed. `at_least` is an epoch that was seen elsewhere.

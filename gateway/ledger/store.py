@@ -157,6 +157,15 @@ class RedisLedger:
         await self._batch.aclose()
         await self._connection.aclose()
 
+    async def ready(self) -> None:
+        """Raise LedgerDown when no call could be recorded now, neither by Redis nor, while it is away, on disk."""
+        try:
+            await self.ping()
+        except LedgerDown:
+            # A gateway that goes on without Redis must not be taken out of service for it.
+            if not self._goes_on or self.journal.full or self._unconfirmed_seconds > self._away.stale_seconds_max:
+                raise
+
     async def ping(self) -> None:
         """Raise LedgerDown when Redis does not answer."""
         await self._batch.submit("EXISTS", self._names.probe)  # Not PING: a cluster has to be told which node is meant.
@@ -300,10 +309,10 @@ class RedisLedger:
         - what falls under a policy that allows nothing without Redis;
         - everything while it is not known among how many processes the limits are divided.
         """
-        caller, confirmed = call.caller, self._now() - self._confirmed_at
+        caller = call.caller
         denying = next((c.limit.policy for c in charges if c.limit.on_store_error == "deny" and not c.limit.shadow), None)
-        known = caller.key_version is None or (epoch >= self._epoch and confirmed <= self._away.stale_seconds_max)
-        if not self._away.spool or caller.nonce is not None or not known or denying or not self._processes:
+        known = caller.key_version is None or (epoch >= self._epoch and self._unconfirmed_seconds <= self._away.stale_seconds_max)
+        if not self._goes_on or caller.nonce is not None or not known or denying:
             raise Refusal(Problem.ledger_unavailable, error=why, policy=denying, intent=intent.id)
         self._limiter = limiter = self._limiter or Limiter(self._processes)
         local = tuple(charge for charge in charges if charge.limit.on_store_error == "local")
@@ -320,6 +329,15 @@ class RedisLedger:
             raise Refusal(Problem.ledger_unavailable, error=type(error).__name__, intent=intent.id) from None
         self.degraded += 1
         return Admission(call, intent.id, found, held)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether calls may be made without Redis: it is allowed, and known among how many the limits are divided."""
+        return self._away.spool and self._processes > 0
+
+    @property
+    def _unconfirmed_seconds(self) -> float:
+        return self._now() - self._confirmed_at
 
     async def _redis_now(self) -> int:
         """Return Redis' clock in microseconds. Raises: Refusal `ledger_unavailable`."""

@@ -272,7 +272,9 @@ def test_health_and_description(stack: Stack) -> None:
     ready = stack.http.get(stack.url + "/readyz").json()
     assert ready["checks"] == {
         "keys": "ok",
+        "account.test.ledger": "ok",
         "account.test.redis": "ok",
+        "keys.redis": "ok",
         "account.test.credential": "ok",
         "account.test.journal": "ok",
         "account.test.secrets": "ok",

@@ -102,6 +102,9 @@ def test_calls_go_on(start: Callable[..., Stack], fault: str) -> None:
         assert '"caller";r=' in answer.headers["ratelimit"]
     # All but the first are answered by the breaker; the longest wait is the one time-out and what a call takes anyway.
     assert sorted(times)[-2] < max(times) / 2 or max(times) < 10 * median(times)
+    ready = stack.http.get(stack.url + "/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+    assert ready.json()["checks"]["account.test.redis"] == "LedgerDown"
     metrics = stack.http.get(stack.url + "/metrics").text
     assert 'gateway_degraded{account="test"} 1.0' in metrics
     assert 'gateway_degraded_calls_total{account="test"} 8.0' in metrics
@@ -157,7 +160,7 @@ def test_a_whole_outage_admits_at_most_a_burst_more_on_each_side(start: Callable
     stack.redis.kill()
     during = answers(stack, [stack.url], 25)
     stack.redis.start()
-    until(lambda: stack.http.get(stack.url + "/readyz").status_code == 200, what="being ready")
+    until(lambda: stack.http.get(stack.url + "/readyz").json()["status"] == "ok", what="being well again")
     after = answers(stack, [stack.url], 25)
     took = time.monotonic() - begun
 
@@ -207,6 +210,7 @@ def test_keys_are_believed_for_a_while(start: Callable[..., Stack]) -> None:
     )
 
     assert_refused(refused, 503, "ledger_unavailable")
+    assert stack.http.get(stack.url + "/readyz").status_code == 503
     stack.redis.start()
 
 
