@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from gateway.config import Policy, Terms
+from gateway.config import AT_ONCE, Policy, Terms
 from gateway.errors import Problem, Refusal
 from gateway.model import Call, Charge, Limit, Verdict
 from gateway.numbers import Pseudonyms
@@ -85,7 +85,8 @@ class Policies:
                 if limit is not None:
                     charges.append(Charge(limit, f"{numbered.before}{pseudonym}{numbered.after}", name))
         charges.extend(
-            Charge(charge.limit, charge.key, "", tuple([f"{charge.key}/{pseudonym}" for pseudonym in numbers]))
+            # Two strokes: no subject of any policy has an empty part.
+            Charge(charge.limit, charge.key, "", tuple([f"{charge.key}//{pseudonym}" for pseudonym in numbers]))
             for charge in plan.new_numbers
         )
         return tuple(charges)
@@ -179,7 +180,7 @@ class Policies:
                 terms.rate.count,
             )
         if terms.concurrency:
-            concurrency = Limit(f"{name}.concurrency", shadow, policy.on_store_error, terms.concurrency, life_ms=self.place_ms)  # type: ignore[arg-type]  # as above
+            concurrency = Limit(name + AT_ONCE, shadow, policy.on_store_error, terms.concurrency, life_ms=self.place_ms)  # type: ignore[arg-type]  # as above
         return rate, concurrency
 
     def _key(self, name: str, subject: str) -> str:

@@ -463,6 +463,9 @@ class Policy:
     subjects: Mapping[str, Terms] = _tables(Terms, _subject)
 
 
+AT_ONCE: Final = ".concurrency"
+"""Ends the name under which a policy's calls under way are told apart from its rate."""
+
 BUILT_IN: Final[Mapping[str, Mapping[str, Any]]] = {
     "caller": {"by": ["caller"], "rate": "50/s", "burst": 100},
     "number": {"by": ["number"], "rate": "30/m", "burst": 10},
@@ -659,31 +662,36 @@ def _policy_faults(policies: Mapping[str, Policy], accounts: Mapping[str, Accoun
     faults = []
     for name, policy in policies.items():
         here = f"policies.{name}"
+        if name.endswith(AT_ONCE):
+            faults.append(Fault(here, f"must not end in '{AT_ONCE}': so the calls under way of another policy are named"))
         if policy.rate is None and not policy.concurrency:
             faults.append(Fault(here, "limits nothing; give rate and burst, or concurrency"))
         if policy.count == "new_numbers" and "number" in policy.by:
             faults.append(Fault(f"{here}.by", 'cannot have "number" where new numbers are counted'))
         if policy.count == "new_numbers" and policy.rate is None:
             faults.append(Fault(f"{here}.rate", "is missing: new numbers are counted by rate and burst"))
-        if policy.count == "new_numbers" and policy.burst < len(NUMBER_FIELDS):
-            faults.append(Fault(f"{here}.burst", "must be 3 or more: one call may have three new numbers"))
+        faults.extend(
+            Fault(f"{here}.accounts", f"there is no [accounts.{account}]")
+            for account in policy.accounts
+            if accounts is not None and account not in accounts
+        )
+        faults.extend(_terms_faults(here, policy, Terms()))
         if policy.subjects and "number" in policy.by:
             faults.append(Fault(f"{here}.subjects", "cannot be told for numbers here; use `gateway limits set`"))
-        faults.extend(
-            Fault(f"{here}.subjects.{subject}", f"must be {'/'.join(policy.by)}")
-            for subject in policy.subjects
-            if len(subject.split("/")) != len(policy.by)
-        )
-        if accounts is not None:
-            faults.extend(
-                Fault(f"{here}.accounts", f"there is no [accounts.{account}]")
-                for account in policy.accounts
-                if account not in accounts
-            )
-        all_terms = {here: Terms(), **{f"{here}.subjects.{subject}": terms for subject, terms in policy.subjects.items()}}
-        for path, terms in all_terms.items():
-            if told := hard_limit_fault(policy, terms.rate or policy.rate, terms.burst or policy.burst):
-                faults.append(Fault(path, told))
+        for subject, terms in policy.subjects.items():
+            path = f"{here}.subjects.{subject}"
+            if len(subject.split("/")) != len(policy.by):
+                faults.append(Fault(path, f"must be {'/'.join(policy.by)}"))
+            faults.extend(_terms_faults(path, policy, terms))
+    return faults
+
+
+def _terms_faults(path: str, policy: Policy, terms: Terms) -> list[Fault]:
+    burst = terms.burst or policy.burst
+    told = hard_limit_fault(policy, terms.rate or policy.rate, burst)
+    faults = [Fault(path, told)] if told else []
+    if policy.count == "new_numbers" and burst < len(NUMBER_FIELDS):
+        faults.append(Fault(f"{path}.burst", "must be 3 or more: one call may have three new numbers"))
     return faults
 
 

@@ -21,7 +21,7 @@ from gateway.app import make_policies
 from gateway.cli.candidate import read_candidate
 from gateway.cli.opened import Opened, UsageError, operator, span, with_store
 from gateway.cli.replay import add_replay
-from gateway.config import ConfigError, Policy, Terms, hard_limit_fault, read_terms
+from gateway.config import AT_ONCE, ConfigError, Policy, Terms, hard_limit_fault, read_terms
 from gateway.document import shown
 from gateway.ledger import limits
 from gateway.ledger.limits import Change
@@ -325,7 +325,7 @@ async def _rows(desk: _Desk, services: list[str], number: str | None) -> list[di
 
 
 def _refusals(refused: dict[tuple[str, bool], int], name: str, *, shadow: bool) -> int:
-    return refused.get((name, shadow), 0) + refused.get((f"{name}.concurrency", shadow), 0)
+    return refused.get((name, shadow), 0) + refused.get((name + AT_ONCE, shadow), 0)
 
 
 def _subjects(policy: Policy, desk: _Desk, services: list[str], number: str | None, own: set[str]) -> list[str]:
@@ -346,7 +346,7 @@ async def _used(desk: _Desk, name: str, subject: str, terms: Terms) -> tuple[int
     if terms.rate is not None:
         used = math.ceil(await desk.ledger.used(desk.policies.key(name, subject)))
     if terms.concurrency:
-        under_way = await desk.ledger.under_way(desk.policies.key(f"{name}.concurrency", subject))
+        under_way = await desk.ledger.under_way(desk.policies.key(name + AT_ONCE, subject))
     return used, under_way
 
 

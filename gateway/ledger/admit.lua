@@ -27,7 +27,8 @@ end
 local function kept(at_key, interval)
   local found = redis.call('GET', KEYS[at_key])
   if not found then return now end
-  local at, before = string.match(found, '(%d+) (%d+)')
+  local at, before = string.match(found, '^(%d+) ([1-9]%d*)$')
+  if not at then return now end
   at, before = tonumber(at), tonumber(before)
   -- Of a rate that was changed meanwhile, the units used stay used: not the time they took to grow back.
   if before ~= interval then at = now + math.floor((at - now) * interval / before) end

@@ -230,6 +230,16 @@ def test_a_raised_limit_works_at_once(server: redis_py.Redis) -> None:
     assert verdict((raised,), now, [at]).meters[0].remaining == 7
 
 
+@pytest.mark.parametrize("junk", ["1", "", "nan", f"{START} 0", "-5 7", f"{START} 7 9", "x" * 100])
+def test_what_no_limiter_wrote_counts_as_nothing(server: redis_py.Redis, junk: str) -> None:
+    """A value of another kind under a limit's name refuses nobody, breaks nothing, and is written over."""
+    server.flushall()
+    server.set("q:b", junk)
+
+    assert evaluate(server, charges_of(["b"], []), START, "w-1")[0] == b"admitted"
+    assert server.get("q:b") == f"{START + 1_000_000} 1000000".encode()
+
+
 def test_a_place_of_a_killed_process_is_free_in_time(server: redis_py.Redis) -> None:
     """Nobody gave it back: it is taken until its life is over, and not a moment longer."""
     server.flushall()

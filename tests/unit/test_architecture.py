@@ -132,6 +132,14 @@ def test_config_parses_and_names_every_fault() -> None:
         ({"issuers": {"k": {**KEYS, "max_age_seconds": 60, "stale_seconds_max": 60}}}, "issuers.k.stale_seconds_max"),
         ({"issuers": {"k": KEYS, "l": KEYS}}, "issuers"),
         ({"workloads": {"w": {"issuer": "nobody", "subject": "s"}}}, "workloads.w.issuer"),
+        ({"policies": {"p": {"by": ["caller"]}}}, "policies.p"),
+        ({"policies": {"p.concurrency": {"by": ["caller"], "rate": "1/s"}}}, "policies.p.concurrency"),
+        ({"policies": {"p": {"by": ["number"], "count": "new_numbers", "rate": "1/s", "burst": 3}}}, "policies.p.by"),
+        ({"policies": {"sweep": {"burst": 2}}}, "policies.sweep.burst"),
+        ({"policies": {"number": {"subjects": {"x": {"burst": 2}}}}}, "policies.number.subjects"),
+        ({"policies": {"caller": {"subjects": {"crm/end": {"burst": 2}}}}}, "policies.caller.subjects.crm/end"),
+        ({"policies": {"caller": {"accounts": ["b"]}}}, "policies.caller.accounts"),
+        ({"policies": {"account": {"hard_limit": "200/s"}}}, "policies.account"),
     ],
 )
 def test_contradictions_are_faults(document: dict, path: str) -> None:
