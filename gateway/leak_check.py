@@ -379,7 +379,7 @@ class _Check:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + 15
-        while self._http.get(self._url + "/readyz").status_code != httpx.codes.OK:
+        while self._http.get(self._url + "/readyz").json()["status"] != "ok":
             if time.monotonic() > deadline:
                 raise ProcessError("the gateway did not become ready again; nothing was checked after that")
             time.sleep(0.05)
@@ -465,6 +465,7 @@ async def _contents(settings: Redis) -> bytes:
                 b"string": client.get,
                 b"hash": client.hgetall,
                 b"set": client.smembers,
+                b"zset": lambda key: client.zrange(key, 0, -1),
                 b"stream": client.xrange,
             }
             found.append((key, await read[kind](key)))
