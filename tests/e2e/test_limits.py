@@ -113,7 +113,7 @@ def test_a_live_change_is_in_force_at_the_next_call_everywhere(start: Callable[.
 
         stack.cli("limits", "reset", "crm", *WHY)
         assert refused() == 0
-        stack.cli("limits", "set", "caller:crm", "1/d", "--burst", "1", "--for", "2s", *WHY)
+        stack.cli("limits", "set", "caller:crm", "1/d", "--burst", "1", "--for", "6s", *WHY)
         assert refused() >= 14
         until(lambda: refused() == 0, what="the change ending by itself")
 
