@@ -97,7 +97,7 @@ class Policies:
         for name, policy in self.policies().items():
             if policy.by == ("account",) and policy.count == "calls" and not policy.services and not policy.operations:
                 rate, _ = self._limits(name, policy, self.account)
-                charges += [Charge(rate, self._key(name, self.account))] if rate else []
+                charges += [Charge(rate, self.key(name, self.account))] if rate else []
         return tuple(charges)
 
     def policies(self) -> dict[str, Policy]:
@@ -108,7 +108,7 @@ class Policies:
     def in_force(self, name: str, subject: str = "") -> Terms:
         """Return all terms of a policy for a subject, or for whoever has none of its own. Raises: KeyError."""
         policy = self.policies()[name]
-        merged = Terms(rate=policy.rate, burst=policy.burst, concurrency=policy.concurrency, mode=policy.mode)
+        merged = policy.terms
         layers = [self.live.terms.get(name, _ALL)]
         if subject:
             layers += [policy.subjects.get(subject, _ALL), self.live.terms.get(f"{name}:{subject}", _ALL)]
@@ -120,8 +120,9 @@ class Policies:
         return merged
 
     def key(self, name: str, subject: str) -> str:
-        """Return where the rate of a policy is kept for a subject."""
-        return self._key(name, subject)
+        """Return where a limit is kept for a subject."""
+        # Everything of an account shares one hash tag, so that on a cluster one script can reach it all.
+        return f"gw:{{{self.account}}}:limit:{name}:{subject}"
 
     def _plan(self, principal: str, operation: str) -> _Plan:
         fixed: list[Charge] = []
@@ -139,9 +140,9 @@ class Policies:
             subject = "/".join(parts[dimension] for dimension in policy.by)
             rate, concurrency = self._limits(name, policy, subject)
             if rate is not None:
-                (new_numbers if policy.count == "new_numbers" else fixed).append(Charge(rate, self._key(name, subject)))
+                (new_numbers if policy.count == "new_numbers" else fixed).append(Charge(rate, self.key(name, subject)))
             if concurrency is not None:
-                fixed.append(Charge(concurrency, self._key(concurrency.policy, subject)))
+                fixed.append(Charge(concurrency, self.key(concurrency.policy, subject)))
         return _Plan(tuple(fixed), tuple(numbered), tuple(new_numbers))
 
     def _numbered(self, name: str, policy: Policy, parts: Mapping[str, str]) -> list[_Numbered]:
@@ -157,7 +158,7 @@ class Policies:
         for which, limit in enumerate(self._limits(name, policy, "")):
             singles = {pseudonym: limits[which] for pseudonym, limits in special.items()}
             if limit is not None:
-                found.append(_Numbered(limit, self._key(limit.policy, before), after, singles))
+                found.append(_Numbered(limit, self.key(limit.policy, before), after, singles))
         return found
 
     def _limits(self, name: str, policy: Policy, subject: str) -> tuple[Limit | None, Limit | None]:
@@ -182,10 +183,6 @@ class Policies:
         if terms.concurrency:
             concurrency = Limit(name + AT_ONCE, shadow, policy.on_store_error, terms.concurrency, life_ms=self.place_ms)  # type: ignore[arg-type]  # as above
         return rate, concurrency
-
-    def _key(self, name: str, subject: str) -> str:
-        # Everything of an account shares one hash tag, so that on a cluster one script can reach it all.
-        return f"gw:{{{self.account}}}:limit:{name}:{subject}"
 
 
 def refuse_unless_admitted(verdict: Verdict) -> None:

@@ -98,9 +98,7 @@ def _dimensions(value: Any) -> tuple[str, ...]:
 
 
 def _operations(value: Any) -> tuple[str, ...]:
-    if not set(_texts(value)) <= set(OPERATIONS):
-        raise _Wrong("must be a list of " + " and ".join(f'"{operation}"' for operation in OPERATIONS))
-    return tuple(value)
+    return () if value == [] else _scopes(value)
 
 
 def _reference(value: Any) -> SecretReference:
@@ -462,6 +460,11 @@ class Policy:
     accounts: tuple[str, ...] = _s("accounts it is for; none: all", _names, ())
     subjects: Mapping[str, Terms] = _tables(Terms, _subject)
 
+    @property
+    def terms(self) -> Terms:
+        """What it says for whoever has no terms of its own."""
+        return Terms(rate=self.rate, burst=self.burst, concurrency=self.concurrency, mode=self.mode)
+
 
 AT_ONCE: Final = ".concurrency"
 """Ends the name under which a policy's calls under way are told apart from its rate."""
@@ -544,10 +547,14 @@ def with_built_in(policies: Any) -> Any:
     """Return tables of policies with what is built in where they say nothing; anything else as it is."""
     if not isinstance(policies, Mapping):
         return policies
-    merged: dict[str, Any] = dict(BUILT_IN)
-    for name, table in policies.items():
-        merged[name] = {**BUILT_IN.get(name, {}), **table} if isinstance(table, Mapping) else table
-    return merged
+    return {**BUILT_IN, **filled_up(policies)}
+
+
+def filled_up(policies: Mapping[str, Any]) -> dict[str, Any]:
+    """Return these tables of policies, those of a built-in name with what they say nothing of."""
+    return {
+        name: {**BUILT_IN.get(name, {}), **table} if isinstance(table, Mapping) else table for name, table in policies.items()
+    }
 
 
 def read_policies(tables: Any) -> Mapping[str, Policy]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.cli.opened import UsageError
-from gateway.config import BUILT_IN, Policy, read_policies
+from gateway.config import Policy, filled_up, read_policies
 
 
 def read_candidate(path: Path) -> tuple[dict[str, Any], dict[str, Policy]]:
@@ -21,5 +21,5 @@ def read_candidate(path: Path) -> tuple[dict[str, Any], dict[str, Policy]]:
     policies = document.get("policies")
     if not isinstance(policies, dict) or not policies:
         raise UsageError(f"{path}: has no [policies.NAME] table")
-    tables = {name: {**BUILT_IN.get(name, {}), **table} if isinstance(table, dict) else table for name, table in policies.items()}
+    tables = filled_up(policies)
     return tables, dict(read_policies(tables))

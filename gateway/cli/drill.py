@@ -19,11 +19,11 @@ from typing import Any, Final
 import httpx
 
 from gateway import audit, keys
-from gateway.cli.opened import Opened, UsageError, operator, span, with_store
+from gateway.cli.keys import key_record
+from gateway.cli.opened import Opened, UsageError, change_limits, operator, span, with_store
 from gateway.keys import KeyEntry, KeyVersion
-from gateway.ledger.limits import DRILL, Change
-from gateway.ledger.registry import TAG
-from gateway.ledger.store import RedisLedger
+from gateway.ledger.limits import DRILL, Change, Changes, Made
+from gateway.ledger.store import Names, RedisLedger
 from gateway.model import UNSET_PATH, Bindings
 from gateway.trail.table import show, text_table
 
@@ -68,10 +68,7 @@ def _redis_down(arguments: argparse.Namespace) -> int:
         raise UsageError("--rate: must be from 1 to 1000")
 
     async def work(opened: Opened) -> int:
-        accounts = list(opened.settings.accounts)
-        if arguments.account is None and len(accounts) > 1:
-            raise UsageError(f"--account: name one of {', '.join(accounts)}")
-        (account,) = opened.accounts(arguments.account or accounts[0])
+        account = opened.one_account(arguments.account)
         services = opened.settings.accounts[account].services
         if services and _SERVICE not in services:
             raise UsageError(f"accounts.{account}.services: add '{_SERVICE}', as whom the drill calls")
@@ -133,17 +130,17 @@ async def _call(http: httpx.AsyncClient, url: str, key: str, phase: _Phase) -> N
 async def _change(ledger: RedisLedger, account: str, target: str, change: Change, seconds: float, after: str) -> None:
     """Make a live change that ends by itself. Raises: UsageError."""
     policy, _, subject = target.partition(":")
-    for _ in range(5):
-        changes = await ledger.changes()
+
+    def decide(changes: Changes) -> list[Made]:
         change.until_us = changes.now_us + int(seconds * 1_000_000)
         record = audit.change(
             "drill.began" if target == DRILL else "limit.set", at=time.time(), request_id=secrets.token_hex(16),
             account=account, operator=operator(), policy=None if target == DRILL else policy, subject=subject or None,
             after=after, until=time.time() + seconds, why=change.why,
         )  # fmt: skip
-        if await ledger.change(changes.version, [(target, change, record)]):
-            return
-    raise UsageError("the limits are being changed by somebody else; try again")
+        return [(target, change, record)]
+
+    await change_limits(ledger, decide)
 
 
 async def _key(opened: Opened, account: str, lasts: float) -> str:
@@ -156,11 +153,8 @@ async def _key(opened: Opened, account: str, lasts: float) -> str:
         1, now, digest=keys.digest(secret), public_key="", expires_at=now + lasts + 60, revoked_at=None, created_by=operator()
     )
     bindings = Bindings(frozenset(("end",)), (account,), (), (_PREFIX,))
-    record = audit.change(
-        "key.issued", at=now, request_id=secrets.token_hex(16), account=TAG, operator=operator(), service=_SERVICE,
-        key_id=key_id, key_version=1,
-    )  # fmt: skip
-    await opened.registry.save(KeyEntry(key_id, _SERVICE, (version,), bindings, "drill redis-down"), record)
+    entry = KeyEntry(key_id, _SERVICE, (version,), bindings, "drill redis-down")
+    await opened.registry.save(entry, key_record("key.issued", entry, version))
     return key
 
 
@@ -171,7 +165,7 @@ async def _unrecorded(opened: Opened, account: str, begun: float) -> int:
     intents: set[str] = set()
     wanted: set[str] = set()
     async with opened.trail([account]) as trail:
-        async for page in trail.pages(f"gw:{{{account}}}:audit", since - 1):
+        async for page in trail.pages(Names(account).audit, since - 1):
             for encoded in page:
                 record = json.loads(encoded)
                 if record.get("service") == _SERVICE and record["stage"] == "intent":

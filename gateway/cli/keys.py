@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway import addresses, audit, keys, signatures
-from gateway.cli.opened import Opened, UsageError, operator, span, with_store
+from gateway.cli.opened import Opened, UsageError, operator, span, tell, with_store
 from gateway.config import PREFIX
 from gateway.keys import KeyEntry, KeyVersion
 from gateway.ledger.registry import TAG, Changed, KeyUse
 from gateway.model import OPERATIONS, Bindings
-from gateway.trail.table import key_table, show
+from gateway.trail.table import key_table
 
 _TRIES: Final = 5
 _DAY_SECONDS: Final = 86_400
@@ -72,7 +72,7 @@ def _issue(arguments: argparse.Namespace) -> int:
         version, shown = _version(arguments, key_id, 1)
         entry = KeyEntry(key_id, arguments.service, (version,), _bindings(arguments, opened), arguments.note)
         await opened.registry.refresh()
-        await opened.registry.save(entry, _record("key.issued", entry, version))
+        await opened.registry.save(entry, key_record("key.issued", entry, version))
         return _shown(arguments, entry, version, shown)
 
     return with_store(arguments, work)
@@ -124,11 +124,7 @@ def _list(arguments: argparse.Namespace) -> int:
             opened.registry.current.entries.values(), key=lambda entry: (entry.service, entry.versions[0].created_at)
         )
         rows = [row for entry in entries for row in _rows(opened, entry, entries, uses)]
-        if arguments.json:
-            for row in rows:
-                print(json.dumps(row))
-        else:
-            show(key_table(rows))
+        tell(rows, key_table, as_json=arguments.json)
         if opened.registry.unreadable:
             print(f"gateway: entries that cannot be read: {', '.join(opened.registry.unreadable)}", file=sys.stderr)
             return 1
@@ -161,7 +157,7 @@ async def _change(opened: Opened, what: str, find: Callable[[], KeyEntry], make:
         await opened.registry.refresh()
         entry = make(find())
         try:
-            await opened.registry.save(entry, _record(what, entry, entry.versions[-1] if what == "key.rotated" else None))
+            await opened.registry.save(entry, key_record(what, entry, entry.versions[-1] if what == "key.rotated" else None))
         except Changed:
             continue
         return entry
@@ -237,7 +233,8 @@ def _number(text: str, entry: KeyEntry) -> int | None:
     return int(number)
 
 
-def _record(what: str, entry: KeyEntry, version: KeyVersion | None) -> audit.Record:
+def key_record(what: str, entry: KeyEntry, version: KeyVersion | None) -> audit.Record:
+    """Return the record of a change of a key."""
     return audit.change(
         what,
         at=time.time(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import secrets
 import sys
@@ -13,25 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rich.table import Table
-
 from gateway import audit
 from gateway.admission import Policies
-from gateway.app import make_policies
 from gateway.cli.candidate import read_candidate
-from gateway.cli.opened import Opened, UsageError, operator, span, with_store
+from gateway.cli.opened import Opened, UsageError, change_limits, operator, span, tell, with_store
 from gateway.cli.replay import add_replay
 from gateway.config import AT_ONCE, ConfigError, Policy, Terms, hard_limit_fault, read_terms
 from gateway.document import shown
 from gateway.ledger import limits
-from gateway.ledger.limits import Change
+from gateway.ledger.limits import Change, Made
 from gateway.ledger.store import RedisLedger
 from gateway.model import MODES
 from gateway.numbers import may_tell
 from gateway.trail.search import Query
 from gateway.trail.table import change_table, limit_table, show, verdict_table
 
-_TRIES: Final = 5
 _WHY_MAX: Final = 200
 _LONGEST_SECONDS: Final = 90 * 86_400
 _TARGET_HELP: Final = "a policy, a service (its own limit under `caller`), or POLICY:SUBJECT such as caller:crm"
@@ -107,12 +102,13 @@ class _Desk:
             return "none"
 
 
-async def _desk(opened: Opened, account: str, ledger: RedisLedger | None = None) -> _Desk:
-    ledger = ledger or await opened.ledger(account)
-    changes = await ledger.changes()
-    policies = make_policies(opened.settings, account, opened.pseudonyms())
-    policies.adopt(limits.live(changes))
-    return _Desk(account, ledger, policies, changes)
+async def _desk(opened: Opened, account: str) -> _Desk:
+    ledger = await opened.ledger(account)
+    return _desk_with(opened, account, ledger, await ledger.changes())
+
+
+def _desk_with(opened: Opened, account: str, ledger: RedisLedger, changes: limits.Changes) -> _Desk:
+    return _Desk(account, ledger, opened.policies(account, changes), changes)
 
 
 def _set(arguments: argparse.Namespace) -> int:
@@ -130,7 +126,7 @@ def _set(arguments: argparse.Namespace) -> int:
         policy, subject = await _target(arguments.target, opened)
         target = f"{policy}:{subject}" if subject else policy
 
-        def changed(desk: _Desk) -> list[tuple[str, Change | None, audit.Record]]:
+        def changed(desk: _Desk) -> list[Made]:
             if policy not in desk.policies.policies():
                 return []
             found = desk.policies.policies()[policy]
@@ -158,7 +154,7 @@ def _reset(arguments: argparse.Namespace) -> int:
         policy, subject = await _target(arguments.target, opened, known_only=False)
         target = f"{policy}:{subject}" if subject else policy
 
-        def changed(desk: _Desk) -> list[tuple[str, Change | None, audit.Record]]:
+        def changed(desk: _Desk) -> list[Made]:
             if target not in desk.changes.by_target:
                 return []
             before = desk.text(target)
@@ -182,14 +178,14 @@ def _apply(arguments: argparse.Namespace) -> int:
     why = "" if arguments.dry_run else _why(arguments)
 
     async def work(opened: Opened) -> int:
-        def changed(desk: _Desk) -> list[tuple[str, Change | None, audit.Record]]:
-            made: list[tuple[str, Change | None, audit.Record]] = []
+        def changed(desk: _Desk) -> list[Made]:
+            made: list[Made] = []
             for name, policy in candidate.items():
                 if policy.accounts and desk.account not in policy.accounts:
                     continue
                 before, after = desk.policies.policies().get(name), policy
-                _check(name, policy, _own_terms(policy))
-                if before == after and desk.text(name) == _terms_text(_own_terms(policy)):
+                _check(name, policy, policy.terms)
+                if before == after and desk.text(name) == _terms_text(policy.terms):
                     print(f"{desk.account}: {name}: unchanged")
                     continue
                 print(f"{desk.account}: {name}: {_policy_diff(before, after, desk.text(name))}")
@@ -197,7 +193,7 @@ def _apply(arguments: argparse.Namespace) -> int:
                     policy=tables[name], until_us=desk.changes.now_us + int(seconds * 1_000_000), operator=operator(), why=why
                 )
                 until = time.time() + seconds
-                record = desk.record("limit.applied", name, desk.text(name), _terms_text(_own_terms(policy)), until, why)
+                record = desk.record("limit.applied", name, desk.text(name), _terms_text(policy.terms), until, why)
                 made.append((name, change, record))
             return made
 
@@ -218,7 +214,8 @@ def _show(arguments: argparse.Namespace) -> int:
         for account in opened.accounts(arguments.account):
             desk = await _desk(opened, account)
             rows += await _rows(desk, services, number)
-        return _told(arguments, rows, limit_table)
+        tell(rows, limit_table, as_json=arguments.json)
+        return 0
 
     return with_store(arguments, work)
 
@@ -227,7 +224,8 @@ def _history(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         async with opened.trail(opened.accounts(arguments.account)) as trail:
             rows = [row async for row in trail.search(Query(stage="change")) if row["change"].startswith(("limit.", "drill."))]
-        return _told(arguments, rows, change_table)
+        tell(rows, change_table, as_json=arguments.json)
+        return 0
 
     return with_store(arguments, work)
 
@@ -240,7 +238,8 @@ def _explain(arguments: argparse.Namespace) -> int:
             raise UsageError("there is no record of this request; see `gateway audit search`")
         rows = [row for record in records if record["stage"] in ("outcome", "refusal") for row in _explained(record)]
         if arguments.json:
-            return _told(arguments, rows, verdict_table)
+            tell(rows, verdict_table, as_json=True)
+            return 0
         last = records[-1]
         said = last.get("problem") or last.get("result") or "no outcome yet"
         print(f"{last['request_id']}: {said}, {last.get('service', 'nobody')}, {last['account']}, {records[0]['at']}")
@@ -251,15 +250,6 @@ def _explain(arguments: argparse.Namespace) -> int:
         return 0
 
     return with_store(arguments, work)
-
-
-def _told(arguments: argparse.Namespace, rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], Table]) -> int:
-    if arguments.json:
-        for row in rows:
-            print(json.dumps(row))
-    else:
-        show(table(rows))
-    return 0
 
 
 def _explained(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -353,7 +343,7 @@ async def _used(desk: _Desk, name: str, subject: str, terms: Terms) -> tuple[int
 async def _make(
     arguments: argparse.Namespace,
     opened: Opened,
-    changed: Callable[[_Desk], list[tuple[str, Change | None, audit.Record]]],
+    changed: Callable[[_Desk], list[Made]],
     nothing: str,
     *,
     quiet: bool = False,
@@ -361,14 +351,12 @@ async def _make(
     """Make the changes of every account, each whole, again where somebody else made some meanwhile."""
     count = 0
     for account in opened.accounts(arguments.account):
-        desk = await _desk(opened, account)
-        for _ in range(_TRIES):
-            made = changed(desk)
-            if not made or await desk.ledger.change(desk.changes.version, made):
-                break
-            desk = await _desk(opened, account, desk.ledger)
-        else:
-            raise UsageError("the limits are being changed by somebody else; try again")
+        ledger = await opened.ledger(account)
+
+        def decide(changes: limits.Changes, account: str = account, ledger: RedisLedger = ledger) -> list[Made]:
+            return changed(_desk_with(opened, account, ledger, changes))
+
+        made = await change_limits(ledger, decide)
         count += len(made)
         for target, change, record in made:
             until = f" until {record.until}" if change else ""
@@ -429,10 +417,6 @@ def _check(name: str, policy: Policy, terms: Terms) -> None:
         raise UsageError(f"{name}: --burst must be 3 or more, since one call may have three new numbers")
 
 
-def _own_terms(policy: Policy) -> Terms:
-    return Terms(rate=policy.rate, burst=policy.burst, concurrency=policy.concurrency, mode=policy.mode)
-
-
 def _terms_text(terms: Terms) -> str:
     rate = f"{terms.rate} burst {terms.burst}" if terms.rate else ""
     places = f"concurrency {terms.concurrency}" if terms.concurrency else ""
@@ -441,8 +425,8 @@ def _terms_text(terms: Terms) -> str:
 
 def _policy_diff(before: Policy | None, after: Policy, in_force: str) -> str:
     if before is None:
-        return f"new: by {'+'.join(after.by)}, {_terms_text(_own_terms(after))}"
-    told = [] if in_force == _terms_text(_own_terms(after)) else [f"{in_force} → {_terms_text(_own_terms(after))}"]
+        return f"new: by {'+'.join(after.by)}, {_terms_text(after.terms)}"
+    told = [] if in_force == _terms_text(after.terms) else [f"{in_force} → {_terms_text(after.terms)}"]
     for name in ("by", "count", "on_store_error", "hard_limit", "operations", "services", "accounts", "subjects"):
         old, new = getattr(before, name), getattr(after, name)
         if old != new:

@@ -5,31 +5,39 @@ from __future__ import annotations
 import argparse
 import asyncio
 import getpass
+import json
 import os
 import re
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from rich.table import Table
 
 from gateway import demo, embedded
-from gateway.app import make_ledger, make_registry, make_vault, read_pseudonym_key
+from gateway.admission import Policies
+from gateway.app import make_ledger, make_policies, make_registry, make_vault, read_pseudonym_key
 from gateway.check import load
 from gateway.config import Settings
+from gateway.ledger import limits
 from gateway.ledger.connect import opened as opened_client
 from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import Names, RedisLedger
 from gateway.numbers import Pseudonyms, read_number
 from gateway.telemetry import make_logger
 from gateway.trail.search import Trail
+from gateway.trail.table import show
 from gateway.vault import Vault, read_secret
 
 CONFIG_VARIABLE: Final = "GATEWAY_CONFIG"
 _READ_SECONDS: Final = 30.0
+_TRIES: Final = 5
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -37,7 +45,7 @@ class UsageError(Exception):
     """What was asked for cannot be done as it was asked. The message is one line: the reason and the fix."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Opened:
     """What a command works with, for as long as it runs."""
 
@@ -45,16 +53,25 @@ class Opened:
     registry: KeyRegistry
     folder: Path
     stack: AsyncExitStack
+    _ledgers: dict[str, RedisLedger] = field(default_factory=dict, init=False, repr=False)
 
     async def ledger(self, account: str) -> RedisLedger:
         """Return an account's ledger, closed when the command ends. Raises: UsageError."""
-        self.accounts(account)
-        ledger = make_ledger(self.settings, account, os.environ, make_logger("silent"), self.folder)
-        self.stack.push_async_callback(ledger.aclose)
-        return ledger
+        if account not in self._ledgers:
+            self.accounts(account)
+            self._ledgers[account] = make_ledger(self.settings, account, os.environ, make_logger("silent"), self.folder)
+            self.stack.push_async_callback(self._ledgers[account].aclose)
+        return self._ledgers[account]
 
+    def policies(self, account: str, changes: limits.Changes) -> Policies:
+        """Return an account's limits as they are with these live changes. Raises: SecretUnreadable."""
+        policies = make_policies(self.settings, account, self.pseudonyms)
+        policies.adopt(limits.live(changes))
+        return policies
+
+    @cached_property
     def pseudonyms(self) -> Pseudonyms:
-        """Return what turns numbers into pseudonyms. Raises: SecretUnreadable."""
+        """What turns numbers into pseudonyms; its key is read once. Raises: SecretUnreadable."""
         return Pseudonyms(read_pseudonym_key(self.settings, os.environ, self.folder), self.settings.audit.pseudonym_key_id)
 
     def pseudonym(self, option: str, text: str) -> str:
@@ -62,13 +79,20 @@ class Opened:
         number = read_number(text, self.settings.validation.default_region)
         if number is None:
             raise UsageError(f"{option}: is not a telephone number; write it like +919876543210")
-        return self.pseudonyms().of(number.e164)
+        return self.pseudonyms.of(number.e164)
 
     def accounts(self, asked: str | None) -> list[str]:
         """Return the account that was asked for, or all. Raises: UsageError."""
         if asked is not None and asked not in self.settings.accounts:
             raise UsageError(f"--account: there is no [accounts.{asked}]; there are {', '.join(self.settings.accounts)}")
         return [asked] if asked is not None else list(self.settings.accounts)
+
+    def one_account(self, asked: str | None) -> str:
+        """Return the account that was asked for, or the only one. Raises: UsageError."""
+        accounts = self.accounts(asked)
+        if len(accounts) > 1:
+            raise UsageError(f"--account: name one of {', '.join(accounts)}")
+        return accounts[0]
 
     @asynccontextmanager
     async def trail(self, accounts: list[str]) -> AsyncIterator[Trail]:
@@ -82,6 +106,28 @@ class Opened:
         """Return an account's credentials. Raises: SecretUnreadable."""
         version_key = read_pseudonym_key(self.settings, os.environ, self.folder)
         return make_vault(self.settings, account, os.environ, version_key, make_logger("silent"))
+
+
+async def change_limits(ledger: RedisLedger, decide: Callable[[limits.Changes], list[limits.Made]]) -> list[limits.Made]:
+    """Make what is decided by the live changes there are, again where somebody else made some meanwhile; return it.
+
+    Raises: UsageError, Refusal `ledger_unavailable`.
+    """
+    for _ in range(_TRIES):
+        changes = await ledger.changes()
+        made = decide(changes)
+        if not made or await ledger.change(changes.version, made):
+            return made
+    raise UsageError("the limits are being changed by somebody else; try again")
+
+
+def tell(rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], Table], *, as_json: bool) -> None:
+    """Print rows, as a JSON object a line or as a table."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        show(table(rows))
 
 
 def with_store(arguments: argparse.Namespace, work: Callable[[Opened], Awaitable[int]]) -> int:

@@ -9,22 +9,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.admission import Policies
-from gateway.app import make_policies
 from gateway.cli.candidate import read_candidate
 from gateway.cli.opened import Opened, UsageError, instant, with_store
-from gateway.config import ConfigError, read_policies
-from gateway.ledger import limits
+from gateway.config import ConfigError, Rate, read_policies
 from gateway.ledger.store import Names
-from gateway.model import DIMENSIONS
+from gateway.model import DIMENSIONS, Limit
 from gateway.trail import plot
 from gateway.trail.replay import Replay, Tally, hours, in_order, smallest_rate
 from gateway.trail.search import Trail
-from gateway.trail.table import show, text_table
+from gateway.trail.table import minute, show, text_table
 
 _CANDIDATE: Final = "candidate"
 _TELL_EVERY_SECONDS: Final = 0.5
@@ -61,7 +58,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         unknown: Counter[str] = Counter()
         replays = []
-        progress = _Progress(since, until or time.time())
+        progress = _Progress()
         for account in opened.accounts(arguments.account):
             replay = Replay(await _policies(arguments, opened, account), arguments.service)
             async with opened.trail([account]) as trail:
@@ -108,10 +105,8 @@ async def _policies(arguments: argparse.Namespace, opened: Opened, account: str)
     elif arguments.file:
         _, candidate = read_candidate(arguments.file)
     else:
-        policies = make_policies(opened.settings, account, opened.pseudonyms())
-        policies.adopt(limits.live(await (await opened.ledger(account)).changes()))
-        return policies
-    return Policies(candidate, account, opened.pseudonyms(), 1)
+        return opened.policies(account, await (await opened.ledger(account)).changes())
+    return Policies(candidate, account, opened.pseudonyms, 1)
 
 
 def _report(
@@ -127,22 +122,19 @@ def _report(
         for of, burst in replay.bursts.items():
             bursts[of] = max(bursts.get(of, 0), burst)
         for where, tally in replay.tallies.items():
-            into = tallies.setdefault(where, Tally())
-            into.calls += tally.calls
-            into.refused_then += tally.refused_then
-            into.refused += tally.refused
+            tallies.setdefault(where, Tally()).add(tally)
     by_hour = [(hour // 1_000_000, tally.calls, tally.refused) for hour, tally in hours(tallies)]
     first = min((replay.first for replay in replays if replay.first), default=0)
     report = {
         "limit": _limit_text(arguments),
-        "span": f"{_time(since)} to {_time(until or time.time())}, {sum(hour[1] for hour in by_hour):,} calls",
+        "span": f"{minute(since)} to {minute(until or time.time())}, {sum(hour[1] for hour in by_hour):,} calls",
         "callers": _callers(tallies, bursts),
         "policies": [
             {"policy": policy, "shadow": shadow, "would_be_refused": count} for (policy, shadow), count in by_policy.most_common()
         ],
         "smallest": _smallest(replays),
         "hours": [
-            {"service": service, "hour": _time(hour / 1_000_000), "calls": tally.calls, "would_be_refused": tally.refused}
+            {"service": service, "hour": minute(hour / 1_000_000), "calls": tally.calls, "would_be_refused": tally.refused}
             for (service, hour), tally in sorted(tallies.items(), key=lambda item: (item[0][1], item[0][0]))
         ],
         "unknown": _unknown(since, first, keys, unknown),
@@ -162,7 +154,7 @@ def _callers(tallies: dict[tuple[str, int], Tally], bursts: dict[tuple[str, str]
                 "calls": sum(tally.calls for tally in own.values()),
                 "refused_then": sum(tally.refused_then for tally in own.values()),
                 "would_be_refused": sum(tally.refused for tally in own.values()),
-                "worst_hour": _time(worst / 1_000_000),
+                "worst_hour": minute(worst / 1_000_000),
                 "worst_hour_refused": own[worst].refused,
                 "burst_needed": needed[0] if needed else None,
             }
@@ -174,18 +166,20 @@ def _callers(tallies: dict[tuple[str, int], Tally], bursts: dict[tuple[str, str]
 def _smallest(replays: list[Replay]) -> list[str]:
     """Return for each policy the least that would have refused nobody."""
     told = []
-    policies = dict.fromkeys(policy for replay in replays for policy in replay.units)
-    for policy in policies:
-        units, window, burst = next(replay.units[policy] for replay in replays if policy in replay.units)
-        letter = {1: "s", 60: "m", 3600: "h", 86_400: "d"}[window]
+    tried: dict[str, Limit] = {}
+    for replay in replays:
+        for policy, limit in replay.limits.items():
+            tried.setdefault(policy, limit)
+    for policy, limit in tried.items():
+        rate, burst = Rate(limit.units, limit.window_seconds), limit.burst
         needed = max(found for replay in replays for (of, _), found in replay.bursts.items() if of == policy)
-        line = f"{policy}: at {units}/{letter}, burst {needed}"
+        line = f"{policy}: at {rate}, burst {needed}"
         measured = [one for replay in replays for (of, _), one in replay.smallest.items() if of == policy]
         if measured and all(one.seeks_rate for one in measured):
-            rates = [smallest_rate(one.interval_us, window) for one in measured]
-            least = None if None in rates else max(rate for rate in rates if rate is not None)
+            rates = [smallest_rate(one.interval_us, rate.window_seconds) for one in measured]
+            least = None if None in rates else max(found for found in rates if found is not None)
             line += f"; at burst {burst}, " + (
-                f"{least}/{letter}" if least else "no rate: more than that came in one millisecond"
+                str(Rate(least, rate.window_seconds)) if least else "no rate: more than that came in one millisecond"
             )
         told.append(line)
     return told or ["no call came under a limit"]
@@ -200,7 +194,7 @@ def _unknown(since: float, first: int, keys: set[str], unknown: Counter[str]) ->
         "how full the limits were when the history begins: they are taken for unused",
     ]
     if first and first / 1_000_000 - since > 3600:
-        told.append(f"what was before {_time(first / 1_000_000)}: the history begins there")
+        told.append(f"what was before {minute(first / 1_000_000)}: the history begins there")
     if unknown["late"]:
         told.append(f"when {unknown['late']:,} calls fall that an outage's journal brought late: they are left out")
     if len(keys) > 1:
@@ -231,8 +225,7 @@ def _print(report: dict[str, Any], by_hour: list[plot.Hour]) -> None:
 class _Progress:
     """Tells how far the reading is, on standard error: in place on a terminal, else by a line now and then."""
 
-    def __init__(self, since: float, until: float) -> None:
-        self._since, self._span = since, max(1.0, until - since)
+    def __init__(self) -> None:
         self._count = 0
         self._told_at = time.monotonic()
         self._terminal = sys.stderr.isatty()
@@ -262,7 +255,3 @@ def _limit_text(arguments: argparse.Namespace) -> str:
         counted = ", new numbers" if arguments.count == "new_numbers" else ""
         return f"{arguments.rate} with burst {arguments.burst} by {arguments.by}{counted}"
     return f"the policies of {arguments.file.name}" if arguments.file else "the policies in force"
-
-
-def _time(unix_seconds: float) -> str:
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M")

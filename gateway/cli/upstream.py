@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import secrets
 import time
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Any
 
 from gateway import audit
 from gateway.app import make_account, make_prover
-from gateway.cli.opened import Opened, UsageError, operator, with_store
+from gateway.cli.opened import Opened, UsageError, operator, tell, with_store
 from gateway.ledger.store import RedisLedger
 from gateway.model import SLOTS, Slot, VendorCredential
 from gateway.proving import Proof
-from gateway.trail.table import show, slot_table
+from gateway.trail.table import slot_table
 from gateway.upstream import HttpUpstream
 from gateway.vault import Vault
 
@@ -65,7 +64,7 @@ class _Desk:
         """Make one recorded call with a credential."""
         settings = self.opened.settings
         upstream = HttpUpstream(settings.upstream, settings.accounts[self.account].brand)
-        account = make_account(settings, self.account, self.opened.pseudonyms(), self.ledger, self.vault, upstream)
+        account = make_account(settings, self.account, self.opened.pseudonyms, self.ledger, self.vault, upstream)
         try:
             return await make_prover(settings, self.account, account).prove(credential, operator())
         finally:
@@ -92,10 +91,7 @@ async def _desk(opened: Opened, account: str) -> _Desk:
 
 
 async def _one(arguments: argparse.Namespace, opened: Opened) -> _Desk:
-    accounts = list(opened.settings.accounts)
-    if arguments.account is None and len(accounts) > 1:
-        raise UsageError(f"--account: name one of {', '.join(accounts)}")
-    return await _desk(opened, arguments.account or accounts[0])
+    return await _desk(opened, opened.one_account(arguments.account))
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -105,7 +101,7 @@ def _list(arguments: argparse.Namespace) -> int:
             desk = await _desk(opened, account)
             active = await desk.ledger.active()
             rows += [desk.row(slot, active) for slot in SLOTS if opened.settings.accounts[account].slot(slot).given]
-        _print(rows, arguments.json)
+        tell(rows, slot_table, as_json=arguments.json)
         return 0
 
     return with_store(arguments, work)
@@ -124,7 +120,7 @@ def _check(arguments: argparse.Namespace) -> int:
                 continue
             proof = await desk.prove(credential) if credential else Proof(False, "unreadable")
             rows.append(desk.row(slot, active, good=proof.good, said=proof.said))
-        _print(rows, arguments.json)
+        tell(rows, slot_table, as_json=arguments.json)
         return 0 if all(row["good"] for row in rows) else 1
 
     return with_store(arguments, work)
@@ -163,11 +159,3 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
 def _other(slot: Slot) -> Slot:
     return SLOTS[1 - SLOTS.index(slot)]
-
-
-def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        for row in rows:
-            print(json.dumps(row))
-    else:
-        show(slot_table(rows))

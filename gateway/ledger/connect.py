@@ -148,6 +148,13 @@ async def opened(settings: Settings, password: Secret | None, *, read_seconds: f
         await connection.aclose()
 
 
+def pairs(raw: Any) -> list[tuple[bytes, bytes]]:
+    """Return the pairs of an HGETALL, whichever protocol version answered it."""
+    if isinstance(raw, dict):
+        return list(raw.items())
+    return list(zip(raw[::2], raw[1::2], strict=True))
+
+
 def _host_and_port(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     return host, int(port)

@@ -19,12 +19,11 @@ BYTES_MAX: Final = 256 * 1024 * 1024
 class Journal:
     """The records of this writer, and of writers that died, that Redis has not taken yet."""
 
-    def __init__(self, folder: Path, writer: str, bytes_max: int = BYTES_MAX) -> None:
+    def __init__(self, folder: Path, writer: str) -> None:
         """Take over the files of dead writers. Raises: OSError when the folder cannot be written."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
-        self._bytes_max = bytes_max
         # Counted from the first record ever: what is dropped while a write is under way moves none of them.
         self._dropped_before = 0
         self._written = 0
@@ -42,7 +41,7 @@ class Journal:
     @property
     def full(self) -> bool:
         """Whether nothing more can be taken."""
-        return self._bytes >= self._bytes_max
+        return self._bytes >= BYTES_MAX
 
     def add(self, record: bytes) -> None:
         """Take one record; it is on the disk after the next flush."""

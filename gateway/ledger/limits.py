@@ -52,6 +52,10 @@ class Change(msgspec.Struct, omit_defaults=True, kw_only=True):
     why: str
 
 
+Made = tuple[str, Change | None, Record]
+"""A target, what is changed of it (None: nothing any more), and the record of that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What is kept, as it was read once."""
@@ -97,7 +101,7 @@ def live(changes: Changes) -> Live:
     return Live(changes.version, first, policies, terms, drill)
 
 
-def encode(records: Sequence[tuple[str, Change | None, Record]]) -> list[Any]:
+def encode(records: Sequence[Made]) -> list[Any]:
     """Return the arguments of `SAVE` behind the version."""
     return [
         argument

@@ -20,7 +20,7 @@ from gateway.audit import Record
 from gateway.errors import Problem, Refusal
 from gateway.keys import KeyEntry, KeyVersion, Registry
 from gateway.ledger.batch import Batch, LedgerDown
-from gateway.ledger.connect import Connection
+from gateway.ledger.connect import Connection, pairs
 from gateway.ledger.store import NOW, Names
 from gateway.model import Bindings
 
@@ -139,7 +139,7 @@ class KeyRegistry:
             raw = await self._batch.submit("HGETALL", self._keys)
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
-        self._raw = {key.decode(): entry for key, entry in _pairs(raw)}
+        self._raw = {key.decode(): entry for key, entry in pairs(raw)}
         read = {key_id: read_entry(key_id, entry) for key_id, entry in self._raw.items()}
         entries = {key_id: entry for key_id, entry in read.items() if entry is not None}
         self.unreadable = tuple(read.keys() - entries.keys())
@@ -192,7 +192,7 @@ class KeyRegistry:
                     oldest = now - longest_seconds * 1_000_000
                     left += sum(
                         _is_of(value, key_id, number) and int(value.split()[0]) > oldest
-                        for _, value in _pairs(await self._batch.submit("HGETALL", Names(account).open))
+                        for _, value in pairs(await self._batch.submit("HGETALL", Names(account).open))
                     )
             except LedgerDown as down:
                 raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
@@ -238,11 +238,11 @@ class KeyRegistry:
         day: Counter[str] = Counter()
         hour: Counter[str] = Counter()
         for bucket, raw in zip(buckets, counted, strict=True):
-            for name, count in _pairs(raw):
+            for name, count in pairs(raw):
                 day[name.decode()] += int(count)
                 if bucket >= latest - 3600 // _BUCKET_SECONDS:
                     hour[name.decode()] += int(count)
-        seen = {name.decode(): float(at) for name, at in _pairs(last)}
+        seen = {name.decode(): float(at) for name, at in pairs(last)}
         return {name: KeyUse(seen.get(name), hour[name], day[name]) for name in seen.keys() | day.keys()}
 
     async def first_to_warn(self, name: str) -> bool:
@@ -309,13 +309,6 @@ def read_entry(key_id: str, encoded: bytes) -> KeyEntry | None:
         return KeyEntry(key_id, kept["service"], versions, bindings, kept["note"])
     except (msgspec.DecodeError, KeyError, TypeError):
         return None
-
-
-def _pairs(raw: Any) -> list[tuple[bytes, bytes]]:
-    """Return the pairs of an HGETALL, whichever protocol version answered it."""
-    if isinstance(raw, dict):
-        return list(raw.items())
-    return list(zip(raw[::2], raw[1::2], strict=True))
 
 
 def _is_of(value: bytes, key_id: str, number: int | None) -> bool:

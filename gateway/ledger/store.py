@@ -24,7 +24,7 @@ from gateway.calling import Held
 from gateway.errors import Problem, Refusal
 from gateway.ledger import limits
 from gateway.ledger.batch import Batch, LedgerDown
-from gateway.ledger.connect import Connection
+from gateway.ledger.connect import Connection, pairs
 from gateway.ledger.journal import Journal
 from gateway.limiter import Limiter, verdict
 from gateway.model import SLOTS, Admission, Call, Caller, Charge, Limit, Outdated, Slot, Verdict
@@ -220,7 +220,7 @@ class RedisLedger:
         """Return the live changes of the limits, as they are kept. Raises: Refusal `ledger_unavailable`."""
         return limits.read_changes(await self._asked("EVAL", limits.READ, 2, self._names.limits, self._names.limits_version))
 
-    async def change(self, version: str, changes: list[tuple[str, limits.Change | None, Record]]) -> bool:
+    async def change(self, version: str, changes: list[limits.Made]) -> bool:
         """Make changes of the limits, by target, with their records, if `version` still is the newest; say whether it was.
 
         Every process decides by them from its next call on. Raises: Refusal `ledger_unavailable`.
@@ -252,8 +252,7 @@ class RedisLedger:
         latest = int(self._clock()) // BUCKET_SECONDS
         for bucket in range(latest - _HOUR_SECONDS // BUCKET_SECONDS, latest + 1):
             raw = await self._asked("HGETALL", self._names.refused(bucket))
-            pairs = raw.items() if isinstance(raw, dict) else zip(raw[::2], raw[1::2], strict=True)
-            for name, count in pairs:
+            for name, count in pairs(raw):
                 shadow, _, policy = name.decode().partition(" ")
                 total[policy, shadow == "shadow"] += int(count)
         return total

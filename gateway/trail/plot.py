@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from html import escape
 from typing import Any, Final
+
+from gateway.trail.table import minute
 
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 900, 270, 60, 30, 24
@@ -31,7 +32,7 @@ def lines(hours: Sequence[Hour], width: int) -> list[str]:
     return [
         f"{'calls':>15}  {_bar(calls, most)}  most {most:,} in {unit}",
         f"{'would refuse':>15}  {_bar(refused, most)}  most {max(refused):,} in {unit}",
-        f"{'':>15}  {_hour(groups[0][0][0])} to {_hour(groups[-1][-1][0] + 3600)}, UTC",
+        f"{'':>15}  {minute(groups[0][0][0])} to {minute(groups[-1][-1][0] + 3600)}, UTC",
     ]
 
 
@@ -47,14 +48,14 @@ def svg(hours: Sequence[Hour], title: str) -> str:
             height = count / most * plain
             bars.append(
                 f'<rect x="{x:.2f}" y="{_HEIGHT - _BOTTOM - height:.2f}" width="{max(0.5, step * 0.9):.2f}" '
-                f'height="{height:.2f}" fill="{colour}"><title>{_hour(begins)}: {calls} calls, '
+                f'height="{height:.2f}" fill="{colour}"><title>{minute(begins)}: {calls} calls, '
                 f"{refused} would be refused</title></rect>"
             )
     ticks = []
     for place in sorted({0, len(hours) // 2, max(0, len(hours) - 1)}) if hours else ():
         anchor = "start" if place == 0 else "end" if place == len(hours) - 1 else "middle"
         x = _LEFT + place * step
-        ticks.append(f'<text x="{x:.1f}" y="{_HEIGHT - 10}" text-anchor="{anchor}">{_hour(hours[place][0])}</text>')
+        ticks.append(f'<text x="{x:.1f}" y="{_HEIGHT - 10}" text-anchor="{anchor}">{minute(hours[place][0])}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-family="sans-serif" '
         f'font-size="12">'
@@ -106,7 +107,3 @@ def _bar(counts: Sequence[int], most: int) -> str:
         return " " * len(counts)
     # What is there at all is seen.
     return "".join(_BLOCKS[0 if not count else max(1, round(count / most * (len(_BLOCKS) - 1)))] for count in counts)
-
-
-def _hour(unix_seconds: int) -> str:
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M")

@@ -10,14 +10,14 @@ import heapq
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final
 
 import msgspec
 
 from gateway.admission import Policies
+from gateway.audit import unix_seconds
 from gateway.limiter import Limiter
-from gateway.model import NUMBER_FIELDS, Charge
+from gateway.model import NUMBER_FIELDS, Charge, Limit
 
 _HOUR_US: Final = 3_600_000_000
 _HORIZON_US: Final = 10_000_000
@@ -72,7 +72,7 @@ async def in_order(pages: AsyncIterator[list[bytes]], unknown: Counter[str]) -> 
             seen[identity] = None
             if len(seen) > _REMEMBERED:
                 seen.popitem(last=False)
-            at = int(datetime.fromisoformat(demand.at).timestamp() * 1000) * 1000
+            at = int(unix_seconds(demand.at) * 1000) * 1000
             if at < reached:
                 unknown["late"] += 1
                 continue
@@ -169,6 +169,12 @@ class Tally:
     refused_then: int = 0
     refused: int = 0
 
+    def add(self, other: Tally) -> None:
+        """Count other calls too."""
+        self.calls += other.calls
+        self.refused_then += other.refused_then
+        self.refused += other.refused
+
 
 @dataclass(slots=True)
 class Replay:
@@ -186,8 +192,8 @@ class Replay:
     """By policy and key; of those that count by number, as long as it matters."""
     bursts: dict[tuple[str, str], int] = field(default_factory=dict)
     """The burst that refuses nothing, by policy and service."""
-    units: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    """Units, window in seconds and burst, by policy."""
+    limits: dict[str, Limit] = field(default_factory=dict)
+    """That were tried, by policy."""
     pseudonym_keys: set[str] = field(default_factory=set)
     first: int = 0
     """Microsecond of the first call; 0: there was none."""
@@ -225,7 +231,7 @@ class Replay:
 
     def _measure(self, charge: Charge, service: str, now: int) -> None:
         limit = charge.limit
-        self.units[limit.policy] = (limit.units, limit.window_seconds, limit.burst)
+        self.limits[limit.policy] = limit
         units = 1 if charge.touched is None else sum(self.limiter.is_new(key, now) for key in charge.touched)
         if not units:
             return
@@ -248,10 +254,7 @@ def hours(tallies: dict[tuple[str, int], Tally]) -> Iterator[tuple[int, Tally]]:
         return
     merged: dict[int, Tally] = {}
     for (_, hour), tally in tallies.items():
-        into = merged.setdefault(hour, Tally())
-        into.calls += tally.calls
-        into.refused_then += tally.refused_then
-        into.refused += tally.refused
+        merged.setdefault(hour, Tally()).add(tally)
     for hour in range(min(merged), max(merged) + 1, _HOUR_US):
         yield hour, merged.get(hour, Tally())
 

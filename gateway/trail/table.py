@@ -179,8 +179,13 @@ def _numbers(row: Row) -> str:
     return " ".join(f"{name}:{row[f'{name}_country']}…{row[f'{name}_last2']}" for name in NUMBER_FIELDS if row.get(name))
 
 
+def minute(unix_seconds: float) -> str:
+    """Return an instant as `2030-01-31 12:30`, in UTC."""
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+
 def _day(unix_seconds: float | None) -> str:
-    return "never" if unix_seconds is None else datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    return "never" if unix_seconds is None else minute(unix_seconds)
 
 
 def _share(part: float | None) -> str:
