@@ -20,7 +20,7 @@ class Limiter:
     def __init__(self, share: int = 1) -> None:
         """`share`: how many processes divide each limit among them."""
         self._share = share
-        self._times: dict[str, int] = {}
+        self._times: dict[str, tuple[int, int]] = {}  # With the interval, which a live change may have ended for.
         self._touched: dict[str, int] = {}
         self._places: dict[str, dict[str, int]] = {}
         self._prune_at = _PRUNE_AT
@@ -29,6 +29,7 @@ class Limiter:
         """Make every charge, or none. `holder` is who takes the places among the calls under way.
 
         Of a share, the tolerance is the whole limit's: so `share` processes admit at most `share` − 1 units more than one.
+        A call with more new numbers than a share has units is refused as long as there are shares.
         """
         looked = [self._look(charge, now_us) for charge in charges]
         admitted = not any(refuses and not charge.limit.shadow for charge, (_, _, refuses) in zip(charges, looked, strict=True))
@@ -58,9 +59,12 @@ class Limiter:
             return len(places), 1, len(places) >= _places_of(limit, self._share)
         units = 1 if charge.touched is None else sum(self.is_new(key, now) for key in charge.touched)
         interval, tolerance = limit.interval_us * self._share, limit.tolerance_us
-        at = min(max(self._times.get(charge.key, now), now), now + tolerance + interval)
-        # A small share may have no room for the numbers of one call; it is let through when nothing else was.
-        ahead = (units - 1) * interval if self._share == 1 else min((units - 1) * interval, tolerance)
+        at, before = self._times.get(charge.key, (now, interval))
+        at = max(at, now)
+        if before != interval:
+            at = now - (now - at) * interval // before
+            self._times[charge.key] = at, interval
+        ahead = (units - 1) * interval
         if units and at + ahead - now > tolerance:
             return at + ahead, units, True
         return at, units, False
@@ -72,7 +76,7 @@ class Limiter:
             return figure + 1
         if units:
             figure += units * limit.interval_us * self._share
-            self._times[charge.key] = figure
+            self._times[charge.key] = figure, limit.interval_us * self._share
             for key in charge.touched or ():
                 if self.is_new(key, now):
                     self._touched[key] = now + limit.life_ms * 1000
@@ -82,7 +86,7 @@ class Limiter:
         """Forget what no longer matters, each time as much has come as was left."""
         if len(self._times) + len(self._touched) < self._prune_at:
             return
-        self._times = {key: at for key, at in self._times.items() if at > now}
+        self._times = {key: kept for key, kept in self._times.items() if kept[0] > now}
         self._touched = {key: until for key, until in self._touched.items() if until > now}
         self._places = {key: places for key, places in self._places.items() if places}
         self._prune_at = max(_PRUNE_AT, 2 * (len(self._times) + len(self._touched)))

@@ -20,18 +20,21 @@ end
 local nonce = ARGV[8] ~= '0' and KEYS[6]
 if nonce and redis.call('EXISTS', nonce) == 1 then return {'replayed'} end
 local limits, status, key = {cmsgpack.unpack(ARGV[9])}, 'admitted', FIRST
-local function keep(at_key, at, interval)
+local function keep(at_key, at, interval, burst)
   -- %.0f: Lua would write large numbers as 1.7e+15.
-  redis.call('SET', KEYS[at_key], string.format('%.0f %.0f', at, interval), 'PX', math.ceil((at - now) / 1000))
+  redis.call('SET', KEYS[at_key], string.format('%.0f %.0f %.0f', at, interval, burst), 'PX', math.ceil((at - now) / 1000))
 end
 local function kept(at_key, interval)
-  local found = redis.call('GET', KEYS[at_key])
-  if not found then return now end
-  local at, before = string.match(found, '^(%d+) ([1-9]%d*)$')
+  local at, before, burst = string.match(redis.call('GET', KEYS[at_key]) or '', '^(%d+) ([1-9]%d*) ([1-9]%d*)$')
   if not at then return now end
-  at, before = tonumber(at), tonumber(before)
+  at, before, burst = tonumber(at), tonumber(before), tonumber(burst)
+  -- Further ahead it cannot have been stored, unless by a clock that was ahead of this one.
+  local found, most = at, now + burst * before
+  if at > most then at = most end
   -- Of a rate that was changed meanwhile, the units used stay used: not the time they took to grow back.
-  if before ~= interval then at = now + math.floor((at - now) * interval / before) end
+  if before ~= interval and at > now then at = now + math.ceil((at - now) * interval / before) end
+  -- Kept at once: until a call passes it would go on growing back at the old rate, or not at all.
+  if at ~= found then keep(at_key, at, interval, burst) end
   return at
 end
 for _, limit in ipairs(limits) do
@@ -43,13 +46,8 @@ for _, limit in ipairs(limits) do
     limit.refuses = limit.figure >= tolerance
   else
     if numbers > 0 then limit.units = numbers - redis.call('EXISTS', unpack(KEYS, key + 1, key + numbers)) end
-    local at, latest = kept(key, interval), now + tolerance + interval
-    if at > latest then
-      -- Stored under an earlier, larger burst. Kept cut down, or it would refuse until its own time had come.
-      at = latest
-      keep(key, at, interval)
-    end
-    limit.figure = math.max(at, now)
+    -- What was used under a larger burst stays used under this one: a lowered limit refuses until it has grown back.
+    limit.figure = math.max(kept(key, interval), now)
     local last = limit.figure + (limit.units - 1) * interval
     limit.refuses = limit.units > 0 and last - now > tolerance
     if limit.refuses then limit.figure = last end
@@ -59,7 +57,7 @@ for _, limit in ipairs(limits) do
 end
 local figures = {}
 for i, limit in ipairs(limits) do
-  local _, interval, _, life, numbers = unpack(limit)
+  local _, interval, tolerance, life, numbers = unpack(limit)
   if status == 'admitted' and not limit.refuses then
     if interval == 0 then
       limit.figure = limit.figure + 1
@@ -67,7 +65,7 @@ for i, limit in ipairs(limits) do
       redis.call('PEXPIRE', KEYS[limit.key], life)
     elseif limit.units > 0 then
       limit.figure = limit.figure + limit.units * interval
-      keep(limit.key, limit.figure, interval)
+      keep(limit.key, limit.figure, interval, tolerance / interval + 1)
       for touched = limit.key + 1, limit.key + numbers do redis.call('SET', KEYS[touched], '1', 'PX', life, 'NX') end
     end
   end

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,6 +57,8 @@ return {redis.call('ZCARD', KEYS[1]), redis.call('GET', KEYS[2]) or '0'}
 _BEAT_EVERY_SECONDS: Final = 1.0
 _DEAD_AFTER_US: Final = 5_000_000
 BUCKET_SECONDS: Final = 600
+_KEPT: Final = re.compile(rb"(\d+) ([1-9]\d*) ([1-9]\d*)")
+"""What the admit script keeps of a limit: a time, its interval and its burst."""
 _HOUR_SECONDS: Final = 3600
 
 
@@ -234,10 +237,11 @@ class RedisLedger:
     async def used(self, key: str) -> float:
         """Return how many units of a limit have not grown back yet. Raises: Refusal `ledger_unavailable`."""
         now, kept = await self._redis_now(), await self._asked("GET", key)
-        if kept is None:
+        found = _KEPT.fullmatch(kept or b"")
+        if found is None:
             return 0.0
-        at, interval = map(int, kept.split())
-        return max(0.0, (at - now) / interval)
+        at, interval, burst = map(int, found.groups())
+        return min(max(0.0, (at - now) / interval), burst)
 
     async def under_way(self, key: str) -> int:
         """Return how many calls hold a place of a limit. Raises: Refusal `ledger_unavailable`."""

@@ -180,6 +180,21 @@ def test_no_window_admits_more_than_its_bound(name: str, steps: list[int], share
 
 
 @patient
+@given(st.lists(st.tuples(st.integers(0, 200_000), numbers), max_size=40), st.integers(1, 4))
+def test_shares_of_new_numbers_keep_their_bound(calls: list[tuple[int, list[str]]], share: int) -> None:
+    """Units, not calls: of `share` processes together at most share − 1 more than burst + time ÷ interval."""
+    limit = Limit("new", False, "local", 4, 200_000, life_ms=1)
+    limiters = [Limiter(share) for _ in range(share)]
+    now, drawn = START, 0
+    for number, (step, touched) in enumerate(calls):
+        now += step + 1000  # Every number is new again.
+        for limiter in limiters:
+            charge = Charge(limit, "q:new", "", tuple(f"q:new//{one}" for one in touched))
+            drawn += 0 if limiter.decide((charge,), now, f"w-{number}").refused else len(touched)
+        assert drawn <= limit.burst + share - 1 + (now - START) / limit.interval_us
+
+
+@patient
 @given(st.lists(st.tuples(steps, numbers), max_size=60))
 def test_shadow_never_refuses_and_is_charged_as_if_it_did(calls: list[tuple[int, list[str]]]) -> None:
     """A limit in shadow says at each call what the same limit, enforced alone, would have said."""
@@ -207,15 +222,50 @@ def test_memory_is_given_back() -> None:
     assert len(limiter._times) < 25_000
 
 
-def test_a_lowered_limit_works_at_once(server: redis_py.Redis) -> None:
-    """A time stored under a larger burst is cut to what today's limit would have stored."""
-    server.flushall()
-    server.set("q:b", f"{START + 3_600_000_000} 1000000")
-    charges = charges_of(["b"], [])
+def rated(interval_us: int, burst: int, *, shadow: bool = False) -> tuple[Charge]:
+    return (Charge(Limit("x", shadow, "local", burst, interval_us), "q:x"),)
 
-    assert evaluate(server, charges, START, "w-1")[0] == b"denied"
-    assert evaluate(server, charges, START + 999_999, "w-2")[0] == b"denied"
-    assert evaluate(server, charges, START + 1_000_000, "w-3")[0] == b"admitted"
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_a_burst_that_was_lowered_for_a_moment_gives_nothing_away(server: redis_py.Redis, shadow: bool) -> None:
+    """What was used of the larger burst stays used, also where the smaller one refused, or was only tried in shadow."""
+    server.flushall()
+    large, small = rated(1_000_000, 20), rated(1_000_000, 1, shadow=shadow)
+    assert [evaluate(server, large, START, f"w-{n}")[0] for n in range(21)] == [b"admitted"] * 20 + [b"denied"]
+
+    assert evaluate(server, small, START, "w-30")[0] == (b"admitted" if shadow else b"denied")
+
+    assert evaluate(server, large, START, "w-31")[0] == b"denied"
+    assert evaluate(server, small, START + 18_999_999, "w-32")[2] < 0
+    assert evaluate(server, small, START + 20_000_000, "w-33")[2] > 0
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_a_rate_that_was_lowered_holds_from_its_first_refusal_on(server: redis_py.Redis, shadow: bool) -> None:
+    """Ten used at ten a second, then one an hour: a second later none has grown back, whoever was refused between."""
+    server.flushall()
+    for number in range(10):
+        assert evaluate(server, rated(100_000, 10), START, f"w-{number}")[0] == b"admitted"
+    memory = Limiter()
+    for number in range(10):
+        memory.decide(rated(100_000, 10), START, f"w-{number}")
+    slow = rated(3_600_000_000, 10, shadow=shadow)
+
+    for later in (0, 500_000, 1_000_000, 3_599_999_999):
+        assert evaluate(server, slow, START + later, "w-20")[2] < 0
+        assert memory.decide(slow, START + later, "w-20").meters[0].admitted is False
+    assert evaluate(server, slow, START + 3_600_000_000, "w-21")[2] > 0
+    assert memory.decide(slow, START + 3_600_000_000, "w-21").meters[0].admitted
+
+
+def test_a_clock_that_goes_back_costs_one_burst_at_most(server: redis_py.Redis) -> None:
+    """After a failover to a server whose clock is an hour behind, a limit is full, and no more than that."""
+    server.flushall()
+    server.set("q:b", f"{START + 3_600_000_000} 1000000 1")
+
+    assert evaluate(server, charges_of(["b"], []), START, "w-1")[0] == b"denied"
+    assert evaluate(server, charges_of(["b"], []), START + 999_999, "w-2")[0] == b"denied"
+    assert evaluate(server, charges_of(["b"], []), START + 1_000_000, "w-3")[0] == b"admitted"
 
 
 def test_a_raised_limit_works_at_once(server: redis_py.Redis) -> None:
@@ -230,14 +280,14 @@ def test_a_raised_limit_works_at_once(server: redis_py.Redis) -> None:
     assert verdict((raised,), now, [at]).meters[0].remaining == 7
 
 
-@pytest.mark.parametrize("junk", ["1", "", "nan", f"{START} 0", "-5 7", f"{START} 7 9", "x" * 100])
+@pytest.mark.parametrize("junk", ["1", "", "nan", f"{START} 7", f"{START} 0 1", "-5 7 1", f"{START} 7 0", f"{START} 7 9 1", "x" * 100])
 def test_what_no_limiter_wrote_counts_as_nothing(server: redis_py.Redis, junk: str) -> None:
     """A value of another kind under a limit's name refuses nobody, breaks nothing, and is written over."""
     server.flushall()
     server.set("q:b", junk)
 
     assert evaluate(server, charges_of(["b"], []), START, "w-1")[0] == b"admitted"
-    assert server.get("q:b") == f"{START + 1_000_000} 1000000".encode()
+    assert server.get("q:b") == f"{START + 1_000_000} 1000000 1".encode()
 
 
 def test_a_place_of_a_killed_process_is_free_in_time(server: redis_py.Redis) -> None:
@@ -277,7 +327,7 @@ def test_a_nonce_is_good_once(server: redis_py.Redis) -> None:
     """It is spent with the call: a refused call leaves it, an admitted one takes it, for as long as was asked."""
     server.flushall()
     charges = charges_of(["a"], [])
-    server.set("q:a", f"{START + 3_600_000_000} 100000")
+    server.set("q:a", f"{START + 3_600_000_000} 100000 3")
 
     assert evaluate(server, charges, START, "w-1", nonce_ms=60_000)[0] == b"denied"
     assert not server.exists("nonce")
