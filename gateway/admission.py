@@ -33,7 +33,8 @@ class Live:
 class _Numbered:
     """A limit that counts apart by number."""
 
-    limit: Limit
+    limit: Limit | None
+    """Of every number without one of its own; None: those are not limited."""
     before: str
     after: str
     """The key is `before`, the pseudonym, `after`."""
@@ -48,6 +49,8 @@ class _Plan:
     fixed: tuple[Charge, ...]
     numbered: tuple[_Numbered, ...]
     new_numbers: tuple[Charge, ...]
+    again: tuple[Charge, ...]
+    """What one more request to the vendor draws on, for a call that paid for everything else."""
 
 
 @dataclass(slots=True)
@@ -75,9 +78,7 @@ class Policies:
 
     def draw(self, principal: str, operation: str, numbers: Mapping[str, str]) -> tuple[Charge, ...]:
         """Return the charges of a call. `numbers`: the body's fields, by the pseudonyms of their numbers."""
-        plan = self._plans.get((principal, operation))
-        if plan is None:
-            plan = self._plans[principal, operation] = self._plan(principal, operation)
+        plan = self._plan(principal, operation)
         charges = list(plan.fixed)
         for numbered in plan.numbered:
             for pseudonym, name in numbers.items():
@@ -91,14 +92,9 @@ class Policies:
         )
         return tuple(charges)
 
-    def account_charge(self) -> tuple[Charge, ...]:
-        """Return the charges of one more request to the vendor for a call that paid for everything else."""
-        charges = []
-        for name, policy in self.policies().items():
-            if policy.by == ("account",) and policy.count == "calls" and not policy.services and not policy.operations:
-                rate, _ = self._limits(name, policy, self.account)
-                charges += [Charge(rate, self.key(name, self.account))] if rate else []
-        return tuple(charges)
+    def draw_again(self, principal: str, operation: str) -> tuple[Charge, ...]:
+        """Return the charges of one more request to the vendor for a call: those of the account, whoever caused it."""
+        return self._plan(principal, operation).again
 
     def policies(self) -> dict[str, Policy]:
         """Return the policies of this account as they are now, by name."""
@@ -125,9 +121,16 @@ class Policies:
         return f"gw:{{{self.account}}}:limit:{name}:{subject}"
 
     def _plan(self, principal: str, operation: str) -> _Plan:
+        plan = self._plans.get((principal, operation))
+        if plan is None:
+            plan = self._plans[principal, operation] = self._planned(principal, operation)
+        return plan
+
+    def _planned(self, principal: str, operation: str) -> _Plan:
         fixed: list[Charge] = []
         numbered: list[_Numbered] = []
         new_numbers: list[Charge] = []
+        again: list[Charge] = []
         parts = {"caller": principal, "account": self.account, "operation": operation}
         for name, policy in self.policies().items():
             if (policy.services and principal not in policy.services) or (
@@ -140,10 +143,13 @@ class Policies:
             subject = "/".join(parts[dimension] for dimension in policy.by)
             rate, concurrency = self._limits(name, policy, subject)
             if rate is not None:
-                (new_numbers if policy.count == "new_numbers" else fixed).append(Charge(rate, self.key(name, subject)))
+                charge = Charge(rate, self.key(name, subject))
+                (new_numbers if policy.count == "new_numbers" else fixed).append(charge)
+                if policy.count == "calls" and "caller" not in policy.by:
+                    again.append(charge)
             if concurrency is not None:
                 fixed.append(Charge(concurrency, self.key(concurrency.policy, subject)))
-        return _Plan(tuple(fixed), tuple(numbered), tuple(new_numbers))
+        return _Plan(tuple(fixed), tuple(numbered), tuple(new_numbers), tuple(again))
 
     def _numbered(self, name: str, policy: Policy, parts: Mapping[str, str]) -> list[_Numbered]:
         at = policy.by.index("number")
@@ -155,10 +161,10 @@ class Policies:
             if of == name and subject.startswith(before) and subject.endswith(after):
                 special[subject.removeprefix(before).removesuffix(after)] = self._limits(name, policy, subject)
         found = []
-        for which, limit in enumerate(self._limits(name, policy, "")):
+        for which, (kept, limit) in enumerate(zip((name, name + AT_ONCE), self._limits(name, policy, ""), strict=True)):
             singles = {pseudonym: limits[which] for pseudonym, limits in special.items()}
-            if limit is not None:
-                found.append(_Numbered(limit, self.key(limit.policy, before), after, singles))
+            if limit is not None or any(singles.values()):
+                found.append(_Numbered(limit, self.key(kept, before), after, singles))
         return found
 
     def _limits(self, name: str, policy: Policy, subject: str) -> tuple[Limit | None, Limit | None]:
@@ -174,7 +180,8 @@ class Policies:
                 name,
                 shadow,
                 policy.on_store_error,  # type: ignore[arg-type]  # one of the words the settings take
-                terms.burst,
+                # Changes that were made apart may come together to more than can be counted.
+                min(terms.burst, terms.rate.burst_max),
                 terms.rate.interval_us,
                 window * 1000 if policy.count == "new_numbers" else 0,
                 window,
@@ -195,5 +202,6 @@ def refuse_unless_admitted(verdict: Verdict) -> None:
         policy=slowest.limit.policy,
         violated=tuple(dict.fromkeys(meter.limit.policy for meter in verdict.refused)),
         retry_after_seconds=slowest.reset_after_seconds,
+        intent=verdict.left_behind or "",
         detail=f"The quota '{slowest.limit.policy}' is used up. Try again in {slowest.reset_after_seconds} s.",
     )

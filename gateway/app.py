@@ -107,7 +107,7 @@ def create_app(
             endless: list[Callable[[], Awaitable[None]]] = [vault.watch for vault in vaults.values()]
             endless += [partial(prover.watch, settings.upstream.probe_seconds, observer) for prover in provers]
             endless += [identities.registry.count_for_ever, identities.warn_for_ever]
-            endless += [partial(_keys_kept_up, identities, ledgers)]
+            endless += [partial(_keys_kept_up, identities, ledgers), *(ledger.keep_up for ledger in ledgers.values())]
             for work in endless:
                 stack.callback(asyncio.create_task(_kept_up(work, observer)).cancel)
             writers = {name: ledger.writer for name, ledger in ledgers.items()}
@@ -177,11 +177,14 @@ def make_ledger(settings: Settings, account: str, environ: Mapping[str, str], lo
         else:
             log.error("ledger.lost", account=account, writer=writer, why=why)
 
+    journal = Journal(folder / "journal" / account, writer)
+    if journal.damaged:
+        log.error("journal.damaged", account=account, lines=journal.damaged)
     return RedisLedger(
         _connection(settings, environ),
         account,
         writer,
-        Journal(folder / "journal" / account, writer),
+        journal,
         settings.redis.timeout_ms / 1000,
         Away(settings.audit.on_store_error == "spool", settings.keys.stale_seconds_max),
         time.monotonic,
@@ -323,5 +326,6 @@ def _health(
     noted: dict[str, Check] = {f"issuer.{name}": partial(issuer_ready, name) for name in identities.jwks.names}
     noted |= {f"account.{name}.secrets": partial(secrets_readable, name) for name in vaults}
     noted |= {f"account.{name}.redis": ledger.ping for name, ledger in ledgers.items()}
+    noted |= {f"account.{name}.upkeep": ledger.kept_up for name, ledger in ledgers.items()}
     noted["keys.redis"] = identities.registry.ping
     return Health({"keys": identities.registry.ready}, parts, noted)

@@ -64,7 +64,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     both_expiry_fields: bool = False
     decision: Literal["allowed", "denied"]
     intent: str | None = None
-    """`writer-seq` of the intent an outcome belongs to, or that a refusal may have left behind."""
+    """`writer-seq` of the intent an outcome belongs to, or that a refusal, or an intent made without Redis, may have left
+    behind."""
     result: str | None = None
     """`answered`, `refused`, `failed` or `unknown`."""
     problem: str | None = None
@@ -164,7 +165,7 @@ class Auditor:
             record.service = record.service or _text(refusal.facts.get("service"))
             record.key_id = record.key_id or _text(refusal.facts.get("key_id"))
             # Redis may have taken the intent although its answer never came; this closes it.
-            record.intent = _text(refusal.facts.get("intent"))
+            record.intent = _text(refusal.facts.get("intent")) or None
         if verdict is not None:
             _weigh(record, verdict)
         self._conclude(record, arrival, outcome, ended_at)

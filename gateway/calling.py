@@ -117,7 +117,7 @@ class Account:
 
     async def catch_up(self, outdated: Outdated) -> None:
         """Learn what changed since a call was decided. Raises: Refusal `ledger_unavailable`."""
-        self.slots.active = outdated.active
+        self.slots.active = outdated.active or self.slots.active
         if outdated.limits != self.policies.live.version:
             self.policies.adopt(await self.ledger.live())
 
@@ -211,7 +211,7 @@ class Calling:
         epoch = await still_good(0)
         while epoch is not None:
             intent = account.auditor.intent(arrival, made.call, attempt)
-            charges = account.policies.account_charge()
+            charges = account.policies.draw_again(made.call.caller.principal, made.call.operation)
             answer = await account.ledger.admit(unsigned, charges, intent, epoch, None, account.policies.live)
             if isinstance(answer, Verdict):
                 return False

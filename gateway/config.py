@@ -7,10 +7,10 @@ Secrets are not in the document, only references to them; `vault` resolves those
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Final, Literal, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from gateway.addresses import read_network
 from gateway.model import DIMENSIONS, MODES, NUMBER_FIELDS, OPERATIONS, SLOTS, STORE_ERRORS, Bindings
@@ -59,8 +59,13 @@ class Rate:
 
     @property
     def interval_us(self) -> int:
-        """Microseconds in which one unit grows back, at least 1."""
-        return max(1, self.window_seconds * 1_000_000 // self.count)
+        """Microseconds in which one unit grows back: rounded up, so that no more pass than were asked for."""
+        return -(-self.window_seconds * 1_000_000 // self.count)
+
+    @property
+    def burst_max(self) -> int:
+        """The largest burst whose time to grow back can be counted exactly."""
+        return _SPAN_US_MAX // self.interval_us - len(NUMBER_FIELDS)
 
     def worst_case(self, burst: int, window_seconds: int) -> int:
         """Return the most that passes in any window of that length."""
@@ -75,6 +80,8 @@ WORKERS_MAX: Final = 256
 PREFIX: Final = r"\+[1-9][0-9]{0,14}"
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Of tokens; none with a shared secret."""
+# The limiter in Redis counts in doubles, exact to 2^53; today's instant takes up to half of that.
+_SPAN_US_MAX: Final = 2**52
 _WINDOWS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -171,10 +178,17 @@ def _region(value: Any) -> str:
     return value
 
 
+def _address(value: Any) -> SplitResult:
+    """Return the parts of an address. Raises: ValueError."""
+    parts = urlsplit(_text(value))
+    _ = parts.port  # Looked at only when it is asked for.
+    return parts
+
+
 def _brand(value: Any) -> str:
-    parts = urlsplit(value) if isinstance(value, str) else None
-    plain = parts is not None and parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
-    if parts is None or not plain or not parts.hostname:
+    parts = _address(value)
+    plain = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+    if not plain or not parts.hostname:
         raise _Wrong('must be the brand\'s address alone, like "https://v4-api.deepcall.com"')
     local = parts.hostname in ("127.0.0.1", "localhost", "::1", "sandbox")
     if parts.scheme != "https" and not (parts.scheme == "http" and local):
@@ -183,11 +197,14 @@ def _brand(value: Any) -> str:
 
 
 def _redis_url(value: Any) -> str:
-    if not isinstance(value, str) or (value and urlsplit(value).scheme not in ("redis", "rediss", "unix")):
+    parts = _address(value)
+    if value and parts.scheme not in ("redis", "rediss", "unix"):
         raise _Wrong("must begin with redis://, rediss:// or unix://, or be empty for the embedded server")
-    if value and urlsplit(value).password:
+    if parts.password:
         raise _Wrong("must not hold a password; put it behind redis.password")
-    return value
+    if parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?", parts.path):
+        raise _Wrong("must end in the database's number, like redis://host:6379/0, or in none")
+    return str(value)
 
 
 def _networks(value: Any) -> tuple[str, ...]:
@@ -225,7 +242,7 @@ def _algorithms(value: Any) -> tuple[str, ...]:
 
 
 def _jwks_url(value: Any) -> str:
-    parts = urlsplit(_text(value))
+    parts = _address(value)
     local = parts.hostname in ("127.0.0.1", "localhost", "::1")
     if value and not (parts.scheme == "https" or (parts.scheme == "http" and local)):
         raise _Wrong("must begin with https://")
@@ -557,13 +574,13 @@ def filled_up(policies: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_policies(tables: Any) -> Mapping[str, Policy]:
-    """Return policies read alone, as from a candidate's file, none built in. Raises: ConfigError."""
+def read_policies(tables: Any, accounts: Collection[str] | None = None) -> Mapping[str, Policy]:
+    """Return policies read alone, as from a candidate's file, none built in. `accounts`: that there are. Raises: ConfigError."""
     faults: list[Fault] = []
     setting = next(setting for setting in fields(Settings) if setting.name == "policies")
     policies = _named(setting, tables, "policies", faults)
     if not faults:
-        faults.extend(_policy_faults(policies, None))
+        faults.extend(_policy_faults(policies, accounts))
     if faults:
         raise ConfigError(tuple(faults))
     found: Mapping[str, Policy] = policies
@@ -614,7 +631,9 @@ def _setting(setting: Field[Any], kind: Any, table: Mapping[str, Any], path: str
         return setting.metadata["read"](table[setting.name])
     except _Wrong as wrong:
         faults.append(Fault(here, str(wrong)))
-        return MISSING
+    except ValueError:  # Of an address that cannot be taken apart; its text may hold a password.
+        faults.append(Fault(here, "is no address; write it like scheme://host:port"))
+    return MISSING
 
 
 def _named(setting: Field[Any], tables: Any, path: str, faults: list[Fault]) -> Any:
@@ -665,7 +684,7 @@ def _account_faults(settings: Settings) -> list[Fault]:
     return faults
 
 
-def _policy_faults(policies: Mapping[str, Policy], accounts: Mapping[str, Account] | None) -> list[Fault]:
+def _policy_faults(policies: Mapping[str, Policy], accounts: Collection[str] | None) -> list[Fault]:
     faults = []
     for name, policy in policies.items():
         here = f"policies.{name}"
@@ -687,30 +706,49 @@ def _policy_faults(policies: Mapping[str, Policy], accounts: Mapping[str, Accoun
             faults.append(Fault(f"{here}.subjects", "cannot be told for numbers here; use `gateway limits set`"))
         for subject, terms in policy.subjects.items():
             path = f"{here}.subjects.{subject}"
-            if len(subject.split("/")) != len(policy.by):
-                faults.append(Fault(path, f"must be {'/'.join(policy.by)}"))
+            if told := subject_fault(policy, subject, accounts):
+                faults.append(Fault(path, told))
             faults.extend(_terms_faults(path, policy, terms))
     return faults
 
 
 def _terms_faults(path: str, policy: Policy, terms: Terms) -> list[Fault]:
-    burst = terms.burst or policy.burst
-    told = hard_limit_fault(policy, terms.rate or policy.rate, burst)
-    faults = [Fault(path, told)] if told else []
+    return terms_faults(path, policy, replace(terms, rate=terms.rate or policy.rate, burst=terms.burst or policy.burst))
+
+
+def terms_faults(path: str, policy: Policy, terms: Terms) -> list[Fault]:
+    """Return what is wrong with all terms of a policy for some who fall under it."""
+    rate, burst, limit = terms.rate, terms.burst, policy.hard_limit
+    if rate is None or burst is None:
+        return []
+    faults = []
+    if burst > rate.burst_max:
+        faults.append(
+            Fault(f"{path}.burst", f"must be {rate.burst_max} or less at {rate}: more would take over a century to grow back")
+        )
     if policy.count == "new_numbers" and burst < len(NUMBER_FIELDS):
         faults.append(Fault(f"{path}.burst", "must be 3 or more: one call may have three new numbers"))
+    if limit is not None and (worst := rate.worst_case(burst, limit.window_seconds)) > limit.count:
+        told = f"{rate} with burst {burst} admits up to {worst} in a window of hard_limit {limit}; lower rate or burst"
+        faults.append(Fault(path, told))
     return faults
 
 
-def hard_limit_fault(policy: Policy, rate: Rate | None, burst: int) -> str:
-    """Return why rate and burst could admit more than the policy's hard limit; empty where they cannot."""
-    limit = policy.hard_limit
-    if limit is None or rate is None:
-        return ""
-    worst = rate.worst_case(burst, limit.window_seconds)
-    if worst <= limit.count:
-        return ""
-    return f"{rate} with burst {burst} admits up to {worst} in a window of hard_limit {limit}; lower rate or burst"
+def subject_fault(policy: Policy, subject: str, accounts: Collection[str] | None) -> str:
+    """Return why nobody who falls under a policy is this subject; empty where somebody may be. `accounts`: that there are."""
+    parts = subject.split("/")
+    if len(parts) != len(policy.by):
+        return f"must be {'/'.join(policy.by)}"
+    among = {
+        "caller": policy.services,
+        "account": policy.accounts or accounts or (),
+        "operation": policy.operations or OPERATIONS,
+    }
+    for dimension, part in zip(policy.by, parts, strict=True):
+        known = among.get(dimension)
+        if known and part not in known:
+            return f"the policy has no {dimension} '{part}'; it has {', '.join(known)}"
+    return ""
 
 
 def _workload_faults(settings: Settings) -> list[Fault]:

@@ -43,7 +43,10 @@ class Limiter:
     def release(self, keys: Sequence[str], holder: str) -> None:
         """Give places back."""
         for key in keys:
-            self._places.get(key, {}).pop(holder, None)
+            places = self._places.get(key, {})
+            places.pop(holder, None)
+            if not places:
+                self._places.pop(key, None)
 
     def is_new(self, touched: str, now_us: int) -> bool:
         """Say whether a number counts as not touched."""
@@ -53,7 +56,7 @@ class Limiter:
         """Return the limit's figure, the units the call draws, and whether it refuses them."""
         limit = charge.limit
         if not limit.interval_us:
-            places = self._places.setdefault(charge.key, {})
+            places = self._places.get(charge.key, {})
             for holder in [holder for holder, until in places.items() if until <= now]:
                 del places[holder]
             return len(places), 1, len(places) >= _places_of(limit, self._share)
@@ -72,7 +75,7 @@ class Limiter:
     def _keep(self, charge: Charge, figure: int, units: int, now: int, holder: str) -> int:
         limit = charge.limit
         if not limit.interval_us:
-            self._places[charge.key][holder] = now + limit.life_ms * 1000
+            self._places.setdefault(charge.key, {})[holder] = now + limit.life_ms * 1000
             return figure + 1
         if units:
             figure += units * limit.interval_us * self._share
@@ -84,12 +87,12 @@ class Limiter:
 
     def _prune(self, now: int) -> None:
         """Forget what no longer matters, each time as much has come as was left."""
-        if len(self._times) + len(self._touched) < self._prune_at:
+        if len(self._times) + len(self._touched) + len(self._places) < self._prune_at:
             return
         self._times = {key: kept for key, kept in self._times.items() if kept[0] > now}
         self._touched = {key: until for key, until in self._touched.items() if until > now}
-        self._places = {key: places for key, places in self._places.items() if places}
-        self._prune_at = max(_PRUNE_AT, 2 * (len(self._times) + len(self._touched)))
+        self._places = {key: places for key, places in self._places.items() if any(until > now for until in places.values())}
+        self._prune_at = max(_PRUNE_AT, 2 * (len(self._times) + len(self._touched) + len(self._places)))
 
 
 def verdict(charges: Sequence[Charge], now_us: int, figures: Sequence[int], share: int = 1) -> Verdict:

@@ -230,6 +230,8 @@ class Verdict:
     """Same length and order as the charges."""
     degraded: bool = False
     """Whether it was given without Redis."""
+    left_behind: str | None = None
+    """Id of an intent that Redis may have recorded all the same; None: of none."""
 
     @property
     def refused(self) -> tuple[Meter, ...]:
@@ -260,8 +262,8 @@ class Outdated:
 
     epoch: int
     """Epoch the copy of the keys must have reached."""
-    active: Slot
-    """The slot whose credential is to be used."""
+    active: Slot | None
+    """The slot whose credential is to be used; None: as it was."""
     limits: str
     """Version of the limits' live changes."""
 

@@ -56,10 +56,11 @@ class Prover:
         attempt = Attempt(1, credential.slot, credential.version)
         intent = auditor.intent(arrival, call, attempt)
         policies = self.account.policies
-        while isinstance(
-            admission := await ledger.admit(call, policies.account_charge(), intent, _DECIDED_BY_NO_KEY, None, policies.live),
-            Outdated,
-        ):
+        while True:
+            charges = policies.draw_again(caller.principal, call.operation)
+            admission = await ledger.admit(call, charges, intent, _DECIDED_BY_NO_KEY, None, policies.live)
+            if not isinstance(admission, Outdated):
+                break
             await self.account.catch_up(admission)
         if not isinstance(admission, Admission):
             return Proof(False, "not proved (the account's quota is used up)")

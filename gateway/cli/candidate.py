@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from gateway.cli.opened import UsageError
 from gateway.config import Policy, filled_up, read_policies
 
 
-def read_candidate(path: Path) -> tuple[dict[str, Any], dict[str, Policy]]:
-    """Return the policies of a file, as tables and read; built-in ones filled up. Raises: UsageError, ConfigError."""
+def read_candidate(path: Path, accounts: Collection[str]) -> tuple[dict[str, Any], dict[str, Policy]]:
+    """Return the policies of a file, as tables and read; built-in ones filled up. `accounts`: that there are.
+
+    Raises: UsageError, ConfigError.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -22,4 +26,4 @@ def read_candidate(path: Path) -> tuple[dict[str, Any], dict[str, Policy]]:
     if not isinstance(policies, dict) or not policies:
         raise UsageError(f"{path}: has no [policies.NAME] table")
     tables = filled_up(policies)
-    return tables, dict(read_policies(tables))
+    return tables, dict(read_policies(tables, accounts))

@@ -7,8 +7,9 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from gateway.admission import Policies
 from gateway.cli.candidate import read_candidate
 from gateway.cli.opened import Opened, UsageError, change_limits, operator, span, tell, with_store
 from gateway.cli.replay import add_replay
-from gateway.config import AT_ONCE, ConfigError, Policy, Terms, hard_limit_fault, read_terms
+from gateway.config import AT_ONCE, ConfigError, Policy, Terms, read_terms, subject_fault, terms_faults
 from gateway.document import shown
 from gateway.ledger import limits
 from gateway.ledger.limits import Change, Made
@@ -93,6 +94,11 @@ class _Desk:
             policy=policy, subject=subject or None, before=before, after=after, until=until, why=why,
         )  # fmt: skip
 
+    def concerns(self, policy: str, subject: str) -> bool:
+        """Say whether a subject can be one of this account's."""
+        parts = dict(zip(self.policies.policies()[policy].by, subject.split("/"), strict=False))
+        return not subject or parts.get("account", self.account) == self.account
+
     def text(self, target: str) -> str:
         """Return what holds now for a target, in words."""
         policy, _, subject = target.partition(":")
@@ -127,19 +133,16 @@ def _set(arguments: argparse.Namespace) -> int:
         target = f"{policy}:{subject}" if subject else policy
 
         def changed(desk: _Desk) -> list[Made]:
-            if policy not in desk.policies.policies():
+            if policy not in desk.policies.policies() or not desk.concerns(policy, subject):
                 return []
-            found = desk.policies.policies()[policy]
             before, kept = desk.text(target), desk.changes.by_target.get(target)
             until_us = desk.changes.now_us + int(seconds * 1_000_000)
-            made = Change(until_us=until_us, operator=operator(), why=why)
-            if kept is not None and kept.policy is not None:
-                made.policy = {**kept.policy, **table}
+            if kept is None:
+                made = Change(terms=table, until_us=until_us, operator=operator(), why=why)
             else:
-                made.terms = {**(kept.terms if kept is not None else {}), **table}
-            desk.policies.adopt(limits.live(limits.Changes("", 0, {**desk.changes.by_target, target: made})))
+                made = kept.with_terms(table, until_us, operator(), why)
+            _check(desk, {**desk.changes.by_target, target: made}, [policy])
             after = desk.policies.in_force(policy, subject)
-            _check(policy, found, after)
             return [(target, made, desk.record("limit.set", target, before, _terms_text(after), time.time() + seconds, why))]
 
         return await _make(arguments, opened, changed, f"there is no policy {policy} in this account")
@@ -173,18 +176,18 @@ def _reset(arguments: argparse.Namespace) -> int:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
-    tables, candidate = read_candidate(arguments.file)
     seconds = 0.0 if arguments.dry_run else _span(arguments)
     why = "" if arguments.dry_run else _why(arguments)
 
     async def work(opened: Opened) -> int:
+        tables, candidate = read_candidate(arguments.file, opened.settings.accounts)
+
         def changed(desk: _Desk) -> list[Made]:
             made: list[Made] = []
             for name, policy in candidate.items():
                 if policy.accounts and desk.account not in policy.accounts:
                     continue
                 before, after = desk.policies.policies().get(name), policy
-                _check(name, policy, policy.terms)
                 if before == after and desk.text(name) == _terms_text(policy.terms):
                     print(f"{desk.account}: {name}: unchanged")
                     continue
@@ -195,6 +198,8 @@ def _apply(arguments: argparse.Namespace) -> int:
                 until = time.time() + seconds
                 record = desk.record("limit.applied", name, desk.text(name), _terms_text(policy.terms), until, why)
                 made.append((name, change, record))
+            now = {name: change for name, change, _ in made if change is not None}
+            _check(desk, {**desk.changes.by_target, **now}, list(now))
             return made
 
         if arguments.dry_run:
@@ -280,7 +285,7 @@ async def _rows(desk: _Desk, services: list[str], number: str | None) -> list[di
     rows = []
     for name, policy in desk.policies.policies().items():
         own = {target.partition(":")[2] for target in desk.changes.by_target if target.startswith(f"{name}:")}
-        for subject in ("", *_subjects(policy, desk, services, number, own)):
+        for subject in ("", *_subjects(policy, services, number, own)):
             target = f"{name}:{subject}" if subject else name
             terms, change = desk.policies.in_force(name, subject), desk.changes.by_target.get(target)
             counted = subject or (desk.account if policy.by == ("account",) else "")
@@ -318,7 +323,7 @@ def _refusals(refused: dict[tuple[str, bool], int], name: str, *, shadow: bool) 
     return refused.get((name, shadow), 0) + refused.get((name + AT_ONCE, shadow), 0)
 
 
-def _subjects(policy: Policy, desk: _Desk, services: list[str], number: str | None, own: set[str]) -> list[str]:
+def _subjects(policy: Policy, services: list[str], number: str | None, own: set[str]) -> list[str]:
     found = {*policy.subjects, *own}
     if policy.by == ("caller",):
         found |= set(services)
@@ -326,7 +331,6 @@ def _subjects(policy: Policy, desk: _Desk, services: list[str], number: str | No
         found.add(number)
     if policy.by == ("caller", "number") and number:
         found |= {f"{service}/{number}" for service in services}
-    found.discard(desk.account if policy.by == ("account",) else "")
     return sorted(found)
 
 
@@ -384,20 +388,27 @@ async def _target(text: str, opened: Opened, *, known_only: bool = True) -> tupl
         name, subject = "caller", name
     if name not in known:
         raise UsageError(f"target: there is no policy '{shown(name)}'; there are {', '.join(known)}")
-    by = known[name].by
     if not subject:
         return name, ""
-    parts = subject.split("/")
-    if len(parts) != len(by):
-        raise UsageError(f"target: '{name}' counts by {'/'.join(by)}; write {name}:{'/'.join(part.upper() for part in by)}")
-    for place, dimension in enumerate(by):
+    return name, _subject(subject.split("/"), name, known[name], opened, services if known_only else None)
+
+
+def _subject(parts: list[str], name: str, policy: Policy, opened: Opened, services: list[str] | None) -> str:
+    """Return a policy's subject, numbers as pseudonyms. `services`: that there are; None: any. Raises: UsageError."""
+    if len(parts) != len(policy.by):
+        wanted = "/".join(part.upper() for part in policy.by)
+        raise UsageError(f"target: '{name}' counts by {'/'.join(policy.by)}; write {name}:{wanted}")
+    for place, dimension in enumerate(policy.by):
         if dimension == "number" and not _is_pseudonym(parts[place]):
             parts[place] = opened.pseudonym("target", parts[place])
-        if dimension == "caller" and known_only and parts[place] not in services:
+        if dimension == "caller" and services is not None and parts[place] not in services:
             raise UsageError(
                 f"target: there is no service '{shown(parts[place])}'; there are {', '.join(services) or 'none with a key'}"
             )
-    return name, "/".join(parts)
+    subject = "/".join(parts)
+    if services is not None and (told := subject_fault(policy, subject, opened.settings.accounts)):
+        raise UsageError(f"target: {told}")
+    return subject
 
 
 async def _services(opened: Opened) -> list[str]:
@@ -407,14 +418,28 @@ async def _services(opened: Opened) -> list[str]:
     return sorted(keys | {workload.service or name for name, workload in opened.settings.workloads.items()})
 
 
-def _check(name: str, policy: Policy, terms: Terms) -> None:
-    """Refuse what the settings would refuse. Raises: UsageError."""
-    if terms.rate is not None and terms.burst is not None and terms.mode == "enforce":
-        told = hard_limit_fault(policy, terms.rate, terms.burst)
-        if told:
-            raise UsageError(f"{name}: {told}")
-    if policy.count == "new_numbers" and terms.burst is not None and terms.burst < 3:
-        raise UsageError(f"{name}: --burst must be 3 or more, since one call may have three new numbers")
+def _check(desk: _Desk, changes: Mapping[str, Change], names: list[str]) -> None:
+    """Refuse changes of policies by which somebody would get what the settings would refuse, and decide by them.
+
+    Each change ends at a time of its own, so it has to be right with any of the others and without. Raises: UsageError.
+    """
+    for name in names:
+        subjects = {target.partition(":")[2] for target in changes if target.partition(":")[0] == name}
+        desk.policies.adopt(limits.live(limits.Changes("", 0, changes)))
+        for policy in (desk.policies.configured.get(name), desk.policies.policies().get(name)):
+            subjects |= set(policy.subjects) if policy else set()
+        for subject in ("", *sorted(subjects - {""})):
+            there = [target for target in dict.fromkeys((name, f"{name}:{subject}")) if target in changes]
+            for count in range(len(there), -1, -1):
+                for some in combinations(there, count):
+                    desk.policies.adopt(limits.live(limits.Changes("", 0, {target: changes[target] for target in some})))
+                    if (found := desk.policies.policies().get(name)) is None:
+                        continue
+                    faults = terms_faults(f"{name}:{subject}" if subject else name, found, desk.policies.in_force(name, subject))
+                    if faults:
+                        over = " and ".join(target for target in there if target not in some)
+                        raise UsageError(f"{faults[0]}{over and f' (once the change of {over} has ended)'}")
+    desk.policies.adopt(limits.live(limits.Changes("", 0, changes)))
 
 
 def _terms_text(terms: Terms) -> str:

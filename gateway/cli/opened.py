@@ -116,7 +116,7 @@ async def change_limits(ledger: RedisLedger, decide: Callable[[limits.Changes], 
     for _ in range(_TRIES):
         changes = await ledger.changes()
         made = decide(changes)
-        if not made or await ledger.change(changes.version, made):
+        if not made or await ledger.change(changes, made):
             return made
     raise UsageError("the limits are being changed by somebody else; try again")
 
@@ -189,7 +189,7 @@ def instant(name: str, text: str | None) -> float | None:
     if text is None:
         return None
     if re.fullmatch(r"\d+[smhdw]", text):
-        return time.time() - span(text)
+        return max(0.0, time.time() - span(text))
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

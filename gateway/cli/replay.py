@@ -62,7 +62,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         for account in opened.accounts(arguments.account):
             replay = Replay(await _policies(arguments, opened, account), arguments.service)
             async with opened.trail([account]) as trail:
-                await _run(replay, progress.told(_pages(trail, account, since, until)), until, unknown)
+                await _run(replay, progress.told(_pages(trail, account, since, until)), since, until or time.time(), unknown)
             replays.append(replay)
         progress.done()
         report, by_hour = _report(arguments, replays, since, until, unknown)
@@ -79,10 +79,11 @@ def _replay(arguments: argparse.Namespace) -> int:
     return with_store(arguments, work)
 
 
-async def _run(replay: Replay, pages: AsyncIterator[list[bytes]], until: float | None, unknown: Counter[str]) -> None:
+async def _run(replay: Replay, pages: AsyncIterator[list[bytes]], since: float, until: float, unknown: Counter[str]) -> None:
     only_own = replay.service is not None and all("caller" in policy.by for policy in replay.policies.policies().values())
     async for now, demand in in_order(pages, unknown):
-        if until is not None and now > until * 1_000_000:
+        # The journal may have brought it, long after its own time; and a clock may have been wrong.
+        if not since * 1_000_000 <= now <= until * 1_000_000:
             continue
         # What others did matters only to a limit that is shared with them.
         if not only_own or demand.service == replay.service:
@@ -103,7 +104,7 @@ async def _policies(arguments: argparse.Namespace, opened: Opened, account: str)
             told = (str(fault).removeprefix(f"policies.{_CANDIDATE}.") for fault in error.faults)
             raise UsageError("; ".join(f"--{line}" for line in told)) from None
     elif arguments.file:
-        _, candidate = read_candidate(arguments.file)
+        _, candidate = read_candidate(arguments.file, opened.settings.accounts)
     else:
         return opened.policies(account, await (await opened.ledger(account)).changes())
     return Policies(candidate, account, opened.pseudonyms, 1)
@@ -172,7 +173,10 @@ def _smallest(replays: list[Replay]) -> list[str]:
             tried.setdefault(policy, limit)
     for policy, limit in tried.items():
         rate, burst = Rate(limit.units, limit.window_seconds), limit.burst
-        needed = max(found for replay in replays for (of, _), found in replay.bursts.items() if of == policy)
+        bursts = [found for replay in replays for (of, _), found in replay.bursts.items() if of == policy]
+        if not bursts:
+            continue  # Nobody who is told of drew on it.
+        needed = max(bursts)
         line = f"{policy}: at {rate}, burst {needed}"
         measured = [one for replay in replays for (of, _), one in replay.smallest.items() if of == policy]
         if measured and all(one.seeks_rate for one in measured):

@@ -30,8 +30,17 @@ _TRY_AGAIN_SECONDS: Final = 0.01
 _UNABLE: Final = ("MISCONF", "NOREPLICAS", "BUSY ")
 
 
+OVERLOAD: Final = "overload"
+"""The kind of fault that is none of Redis': more waits to be sent to it than can be."""
+
+
 class LedgerDown(Exception):
     """Redis did not answer in time, or cannot keep what it is given. The message is the kind of fault."""
+
+    def __init__(self, why: str, *, sent: bool = False) -> None:
+        """`sent`: whether the command was sent, so that Redis may still carry it out."""
+        super().__init__(why)
+        self.sent = sent
 
 
 class Batch:
@@ -68,7 +77,7 @@ class Batch:
         """Return a future of the command's result; it fails with LedgerDown, or ResponseError for a bad command."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.down or len(self._waiting) >= _WAITING_MAX:
-            future.set_exception(LedgerDown("breaker" if self.down else "overload"))
+            future.set_exception(LedgerDown("breaker" if self.down else OVERLOAD))
             return future
         self._waiting.append((command, future))
         if self._worker is None:
@@ -146,10 +155,12 @@ class Batch:
     async def _lost(self, why: str, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
         """Open the breaker and fail all who wait: behind a Redis that is away there is nothing to wait for."""
         self._open(why, 0)
-        for _, future in [*batch, *self._waiting]:
-            if not future.done():
-                future.set_exception(LedgerDown(why))
+        waiting = list(self._waiting)
         self._waiting.clear()
+        for futures, sent in ((batch, True), (waiting, False)):
+            for _, future in futures:
+                if not future.done():
+                    future.set_exception(LedgerDown(why, sent=sent))
         await self._forget_connections()
 
     def _open(self, why: str, seconds: float) -> None:
@@ -162,19 +173,24 @@ class Batch:
 
     async def _look_for_ever(self) -> None:
         pause = _PAUSE_FIRST_SECONDS
-        while self.down:
-            # Jitter: replicas that lost Redis together must not come back together.
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
-            pause = min(2 * pause, _PAUSE_MAX_SECONDS)
-            await self.look()
-        self._prober = None
+        try:
+            while self.down:
+                wait = self._not_before - asyncio.get_running_loop().time()
+                if wait > 0:
+                    pause = _PAUSE_FIRST_SECONDS
+                # Jitter: replicas that lost Redis together must not come back together.
+                await asyncio.sleep(max(0.0, wait) + pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+                pause = min(2 * pause, _PAUSE_MAX_SECONDS)
+                await self.look()
+        finally:
+            self._prober = None
 
     async def _look(self) -> None:
         """Close the breaker if Redis takes a write again."""
         try:
             async with _patient(self._timeout_seconds):
                 (result,) = await self._send([self._probe])
-        except _AWAY:
+        except Exception:  # Whatever it was, it was no answer; the breaker must not stay open for it.
             await self._forget_connections()
             return
         finally:
@@ -187,7 +203,7 @@ class Batch:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._reconnect()
-        except _AWAY:
+        except Exception:  # noqa: S110
             pass  # It is gone already; the next command opens a new one.
 
 

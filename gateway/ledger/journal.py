@@ -9,11 +9,36 @@ import asyncio
 import fcntl
 import os
 from collections import deque
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from gateway.audit import unix_seconds
+
 BYTES_MAX: Final = 256 * 1024 * 1024
+
+
+class Waiting(msgspec.Struct):
+    """What a journalled record tells of the intent it opens or closes."""
+
+    stage: str
+    writer: str
+    seq: int
+    at: str
+    key_id: str | None = None
+    key_version: int | None = None
+    intent: str | None = None
+
+    @property
+    def at_us(self) -> int:
+        """Microseconds since 1970."""
+        return int(unix_seconds(self.at) * 1_000_000)
+
+
+read_waiting = msgspec.json.Decoder(Waiting).decode
 
 
 class Journal:
@@ -29,11 +54,12 @@ class Journal:
         self._written = 0
         self._writing: asyncio.Task[None] | None = None
         self._path = folder / f"{writer}.jsonl"
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._inherit(folder)
+        self._file = _locked(self._path)
         self.dropped = 0
         """Records lost because the journal was full."""
+        self.damaged = 0
+        """Lines of dead writers that are no records: a disk that was full or broke. They are kept in the file `damaged`."""
+        self._inherit(folder)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -80,8 +106,7 @@ class Journal:
             self._bytes -= len(self._waiting.popleft())
         self._dropped_before += count
         self._written = max(self._written, self._dropped_before)
-        if not self._waiting and self._writing is None:
-            os.ftruncate(self._file, 0)
+        self._empty()
 
     def ping(self) -> None:
         """Raise OSError when a record could not be journalled now."""
@@ -91,8 +116,10 @@ class Journal:
         if not os.access(self._path.parent, os.W_OK):
             raise OSError("the journal's folder is not writable")
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Write what waits and give the file up; an empty one is removed."""
+        while self._writing is not None:
+            await asyncio.wait([self._writing])
         fresh = self._fresh()
         if fresh:
             self._append(fresh)
@@ -109,15 +136,18 @@ class Journal:
                 self._written = max(self._written, until)
         finally:
             self._writing = None
+        self._empty()
+
+    def _empty(self) -> None:
+        """Truncate the file when nothing waits: a successor must not open again what was closed since."""
+        if not self._waiting and self._writing is None:
+            os.ftruncate(self._file, 0)
 
     def _fresh(self) -> list[bytes]:
         return list(islice(self._waiting, self._written - self._dropped_before, None))
 
     def _append(self, records: list[bytes]) -> None:
-        data = b"".join(record + b"\n" for record in records)
-        while data:
-            data = data[os.write(self._file, data) :]
-        os.fdatasync(self._file)
+        _append(self._file, b"".join(record + b"\n" for record in records))
 
     def _inherit(self, folder: Path) -> None:
         """Move the records of dead writers into this one's file; a living writer holds the lock of its own."""
@@ -130,8 +160,7 @@ class Journal:
                 continue
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A torn last line is a record that was never promised to be kept.
-                records = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
+                records = list(self._readable(path))
                 if records:
                     self._append(records)
                     self._waiting.extend(records)
@@ -142,3 +171,50 @@ class Journal:
                 continue
             finally:
                 os.close(file)
+
+    def _readable(self, path: Path) -> Iterator[bytes]:
+        """Yield the records of a dead writer's file, and set aside what is none."""
+        # A torn last line is a record that was never promised to be kept.
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            if _is_record(line):
+                yield line
+            elif line:
+                self.damaged += 1
+                aside = os.open(path.with_name("damaged"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+                try:
+                    _append(aside, line + b"\n")
+                finally:
+                    os.close(aside)
+
+
+def _locked(path: Path) -> int:
+    """Open a file that is ours: who inherits from dead writers may have taken a new one for a dead one's, and removed it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        os.close(file)
+
+
+def _append(file: int, data: bytes) -> None:
+    """Bring data to the disk whole, or leave the file as it was. Raises: OSError."""
+    before = os.fstat(file).st_size
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+        os.fdatasync(file)
+    except OSError:
+        # Half a line of a full disk would be taken for the beginning of the next record.
+        os.ftruncate(file, before)
+        raise
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return bool(read_waiting(line).at_us)
+    except (msgspec.MsgspecError, ValueError):
+        return False

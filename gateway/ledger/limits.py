@@ -14,18 +14,22 @@ import msgspec
 from gateway.admission import Live
 from gateway.audit import Record
 from gateway.config import ConfigError, Policy, Terms, read_policies, read_terms
+from gateway.ledger.connect import pairs
 
-# KEYS: changes, version. Returns {version, now, target, change, target, change, …}.
+# KEYS: changes, version. Returns {version, now, {target, change, target, change, …}}.
 READ: Final = """
 local clock = redis.call('TIME')
-return {redis.call('GET', KEYS[2]) or '', clock[1] * 1000000 + clock[2], unpack(redis.call('HGETALL', KEYS[1]))}
+return {redis.call('GET', KEYS[2]) or '', clock[1] * 1000000 + clock[2], redis.call('HGETALL', KEYS[1])}
 """
-# KEYS: changes, version, audit stream. ARGV: the version that was read, then for each change its target, itself ('': none
-# any more) and its record. Returns the version it made, or '' where somebody else made one meanwhile.
+# KEYS: changes, version, audit stream. ARGV: the version that was read, how many targets have ended, those, then for each
+# change its target, itself ('': none any more) and its record. Returns the version it made, or '' where somebody else made
+# one meanwhile.
 SAVE: Final = """
 local version = redis.call('GET', KEYS[2]) or ''
 if version ~= ARGV[1] then return '' end
-for i = 2, #ARGV, 3 do
+local first = 3 + ARGV[2]
+for i = 3, first - 1 do redis.call('HDEL', KEYS[1], ARGV[i]) end
+for i = first, #ARGV, 3 do
   if ARGV[i + 1] == '' then redis.call('HDEL', KEYS[1], ARGV[i]) else redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
   redis.call('XADD', KEYS[3], '*', 'r', ARGV[i + 2])
 end
@@ -37,6 +41,8 @@ return version
 """
 DRILL: Final = "!drill"
 """Stands where a policy's name stands; no policy can have it."""
+_POLICY: Final = "policy"
+"""Names the whole policy among the terms that end apart."""
 
 
 class Change(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -45,11 +51,34 @@ class Change(msgspec.Struct, omit_defaults=True, kw_only=True):
     terms: dict[str, Any] = {}
     """As in the settings."""
     policy: dict[str, Any] | None = None
-    """A whole policy in place of the settings'; `terms` is empty then."""
+    """A whole policy in place of the settings'."""
     until_us: int
     """Microseconds of Redis' clock at which it ends."""
+    ends: dict[str, int] = {}
+    """The same, of those terms that were set before the others and end apart from them."""
     operator: str
     why: str
+
+    def with_terms(self, terms: dict[str, Any], until_us: int, operator: str, why: str) -> Change:
+        """Return it with other terms beside those it has; each ends when it was said to."""
+        kept = {name: self.ends.get(name, self.until_us) for name in self.terms}
+        if self.policy is not None:
+            kept[_POLICY] = self.ends.get(_POLICY, self.until_us)
+        ends = {**kept, **dict.fromkeys(terms, until_us)}
+        last = max(ends.values())
+        return Change(
+            terms={**self.terms, **terms}, policy=self.policy, until_us=last, operator=operator, why=why,
+            ends={name: end for name, end in ends.items() if end != last},
+        )  # fmt: skip
+
+    def at(self, now_us: int) -> Change | None:
+        """Return what of it has not ended; None: nothing."""
+        over = {name for name, end in self.ends.items() if end <= now_us}
+        if self.until_us <= now_us or not over:
+            return None if self.until_us <= now_us else self
+        terms = {name: value for name, value in self.terms.items() if name not in over}
+        ends = {name: end for name, end in self.ends.items() if name not in over}
+        return msgspec.structs.replace(self, terms=terms, policy=None if _POLICY in over else self.policy, ends=ends)
 
 
 Made = tuple[str, Change | None, Record]
@@ -64,21 +93,31 @@ class Changes:
     now_us: int
     """Redis' clock."""
     by_target: Mapping[str, Change]
-    """That have not ended, by `POLICY` or `POLICY:SUBJECT`."""
+    """What has not ended, by `POLICY` or `POLICY:SUBJECT`."""
+    ended: tuple[bytes, ...] = ()
+    """Targets of what has."""
+
+    def at(self, now_us: int) -> Changes:
+        """Return them as they are later."""
+        found = {target: left for target, change in self.by_target.items() if (left := change.at(now_us)) is not None}
+        return Changes(self.version, now_us, found, self.ended)
 
 
 def read_changes(answer: Sequence[Any]) -> Changes:
     """Return what the script `READ` answered; a change that cannot be read counts as none."""
-    version, now, *pairs = answer
-    found = {}
-    for target, encoded in zip(pairs[::2], pairs[1::2], strict=True):
+    version, now, raw = answer
+    found: dict[str, Change] = {}
+    ended = []
+    for target, encoded in pairs(raw):
         try:
             change = msgspec.json.decode(encoded, type=Change)
-        except msgspec.MsgspecError:
+            if (left := change.at(now)) is None:
+                ended.append(target)
+            else:
+                found[target.decode()] = left
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
-        if change.until_us > now:
-            found[target.decode()] = change
-    return Changes(version.decode(), now, found)
+    return Changes(version.decode(), now, found, tuple(ended))
 
 
 def live(changes: Changes) -> Live:
@@ -93,18 +132,19 @@ def live(changes: Changes) -> Live:
         try:
             if change.policy is not None:
                 policies |= read_policies({target: change.policy})
-            else:
+            if change.terms:
                 terms[target] = read_terms(change.terms)
         except ConfigError:
             continue  # Written by a newer gateway, say; the settings hold.
-    first = min((change.until_us for change in changes.by_target.values()), default=0)
+    first = min((end for change in changes.by_target.values() for end in (change.until_us, *change.ends.values())), default=0)
     return Live(changes.version, first, policies, terms, drill)
 
 
-def encode(records: Sequence[Made]) -> list[Any]:
+def encode(ended: Sequence[bytes], made: Sequence[Made]) -> list[Any]:
     """Return the arguments of `SAVE` behind the version."""
-    return [
-        argument
-        for target, change, record in records
-        for argument in (target, b"" if change is None else msgspec.json.encode(change), msgspec.json.encode(record))
+    words = [
+        word
+        for target, change, record in made
+        for word in (target, b"" if change is None else msgspec.json.encode(change), msgspec.json.encode(record))
     ]
+    return [len(ended), *ended, *words]

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,16 +17,16 @@ from importlib import resources
 from typing import Any, Final
 
 import msgspec
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from gateway.admission import Live
-from gateway.audit import Record, unix_seconds
+from gateway.audit import Record
 from gateway.calling import Held
 from gateway.errors import Problem, Refusal
 from gateway.ledger import limits
-from gateway.ledger.batch import Batch, LedgerDown
+from gateway.ledger.batch import OVERLOAD, Batch, LedgerDown
 from gateway.ledger.connect import Connection, pairs
-from gateway.ledger.journal import Journal
+from gateway.ledger.journal import Journal, read_waiting
 from gateway.limiter import Limiter, verdict
 from gateway.model import SLOTS, Admission, Call, Caller, Charge, Limit, Outdated, Slot, Verdict
 
@@ -56,10 +56,14 @@ return {redis.call('ZCARD', KEYS[1]), redis.call('GET', KEYS[2]) or '0'}
 """
 _BEAT_EVERY_SECONDS: Final = 1.0
 _DEAD_AFTER_US: Final = 5_000_000
+_ANOTHER: Final = "?"
+"""A version of the limits that nobody has."""
 BUCKET_SECONDS: Final = 600
 _KEPT: Final = re.compile(rb"(\d+) ([1-9]\d*) ([1-9]\d*)")
 """What the admit script keeps of a limit: a time, its interval and its burst."""
 _HOUR_SECONDS: Final = 3600
+_DOUBTFUL_MAX: Final = 10_000
+_UPKEEP_LATE_SECONDS: Final = 10.0
 
 
 class Names:
@@ -119,11 +123,17 @@ class RedisLedger:
         self.journal = journal
         self._batch = Batch(connection.exchange, timeout_seconds, connection.reconnect, self._changed, self._names.probe)
         self._tell_changed = changed
-        self._worker: asyncio.Task[None] | None = None
+        self._opened = False
+        self._kept_up_at = now()
         self._away = away
         self._limiter: Limiter | None = None
         self._processes, self._epoch, self._confirmed_at = 0, 0, -math.inf
         self._drilled_until = 0
+        self._changes: limits.Changes | None = None
+        self._ahead_us = 0
+        """Redis' clock less ours, when the changes were read."""
+        self._doubtful: deque[tuple[str, str]] = deque(maxlen=_DOUBTFUL_MAX)
+        """Places that Redis may have given, or not taken back, to calls that hold none: where, and their holders."""
         self.refusals: Counter[tuple[str, bool]] = Counter()
         """How often this process saw each policy refuse, by name and whether in shadow."""
         self.degraded = 0
@@ -141,22 +151,37 @@ class RedisLedger:
         return self._batch.down
 
     async def open(self) -> None:
-        """Tell that this process lives, and start carrying the journal over whenever Redis is there."""
+        """Tell that this process lives."""
+        self._opened = True
         await self._beat()
-        self._worker = asyncio.create_task(self._work_for_ever())
+
+    async def keep_up(self) -> None:
+        """Tell for ever that this process lives, and carry the journal over whenever Redis is there."""
+        beaten_at = self._now()
+        while True:
+            await asyncio.sleep(_DRAIN_EVERY_SECONDS)
+            try:
+                await self.journal.flush()
+            except OSError:
+                continue  # A full disk: the records wait in memory, and readiness tells.
+            if not self._batch.down:
+                await self._drain()
+                if self._now() - beaten_at >= _BEAT_EVERY_SECONDS:
+                    beaten_at = self._now()
+                    await self._beat()
+                    await self._write_counts()
+            self._kept_up_at = self._now()
 
     async def aclose(self) -> None:
         """Write what is still to be written, to Redis or the journal, and close."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        if self._opened:
             await self._write_counts()
             goodbye = self._batch.submit("EVAL", _BEAT, 2, self._names.processes, self._names.epoch, self.writer, "")
             await asyncio.gather(goodbye, return_exceptions=True)
         await self._batch.drain()
         await asyncio.sleep(0)  # What could not be written falls into the journal in this turn of the loop.
         await self._drain()
-        self.journal.close()
+        await self.journal.aclose()
         await self._batch.aclose()
         await self._connection.aclose()
 
@@ -168,6 +193,11 @@ class RedisLedger:
             # A gateway that goes on without Redis must not be taken out of service for it.
             if not self._goes_on or self.journal.full or self._unconfirmed_seconds > self._away.stale_seconds_max:
                 raise
+
+    async def kept_up(self) -> None:
+        """Raise LedgerDown when what is to be done for ever has not been done for some time."""
+        if self._now() - self._kept_up_at > _UPKEEP_LATE_SECONDS:
+            raise LedgerDown("upkeep")
 
     async def ping(self) -> None:
         """Raise LedgerDown when Redis does not answer."""
@@ -199,7 +229,13 @@ class RedisLedger:
         try:
             status, *answer = await self._run_admit(operands)
         except LedgerDown as down:
-            return await self._admit_without_redis(call, charges, intent, epoch, str(down))
+            if str(down) == OVERLOAD:  # Redis is there, and counts: beside it nobody may.
+                raise Refusal(Problem.ledger_unavailable, error=OVERLOAD) from None
+            if down.sent:
+                self._doubtful.extend((charge.key, intent.id) for charge in charges if not charge.limit.interval_us)
+            if live.until_us and self._redis_clock_us() >= live.until_us:
+                return Outdated(epoch, None, _ANOTHER)
+            return await self._admit_without_redis(call, charges, intent, epoch, down)
         if status == b"outdated":
             return Outdated(int(answer[0]), _slot(answer[1]), answer[2].decode())
         if status == b"replayed":
@@ -213,26 +249,35 @@ class RedisLedger:
 
     async def live(self) -> Live:
         """Return what was changed of the limits. Raises: Refusal `ledger_unavailable`."""
-        found = limits.live(await self.changes())
+        try:
+            self._changes = await self.changes()
+        except Refusal:
+            # An end comes by itself, also while Redis is away.
+            if self._changes is None or not self.down:
+                raise
+            return limits.live(self._changes.at(self._redis_clock_us()))
+        self._ahead_us = self._changes.now_us - self._now_us()
+        found = limits.live(self._changes)
         if found.drill_until_us > self._drilled_until:
             self._drilled_until = found.drill_until_us
-            self._batch.trip((found.drill_until_us - await self._redis_now()) / 1_000_000)
+            self._batch.trip((found.drill_until_us - self._changes.now_us) / 1_000_000)
         return found
 
     async def changes(self) -> limits.Changes:
         """Return the live changes of the limits, as they are kept. Raises: Refusal `ledger_unavailable`."""
         return limits.read_changes(await self._asked("EVAL", limits.READ, 2, self._names.limits, self._names.limits_version))
 
-    async def change(self, version: str, changes: list[limits.Made]) -> bool:
-        """Make changes of the limits, by target, with their records, if `version` still is the newest; say whether it was.
+    async def change(self, before: limits.Changes, made: list[limits.Made]) -> bool:
+        """Make changes of the limits with their records, if `before` still is what holds; say whether it was.
 
         Every process decides by them from its next call on. Raises: Refusal `ledger_unavailable`.
         """
-        for _, _, record in changes:
+        for _, _, record in made:
             self._sign(record)
         names = self._names
         keys = (names.limits, names.limits_version, names.audit)
-        return bool(await self._asked("EVAL", limits.SAVE, len(keys), *keys, version, *limits.encode(changes)))
+        words = limits.encode(before.ended, made)
+        return bool(await self._asked("EVAL", limits.SAVE, len(keys), *keys, before.version, *words))
 
     async def used(self, key: str) -> float:
         """Return how many units of a limit have not grown back yet. Raises: Refusal `ledger_unavailable`."""
@@ -283,17 +328,23 @@ class RedisLedger:
             if self._limiter is not None:
                 self._limiter.release(held.keys, held.holder)
             for key in held.keys:
-                # Not taken back in an outage, a place is free again when its time is up.
-                self._batch.submit("ZREM", key, held.holder).add_done_callback(_ignore)
+                self._free(key, held.holder)
         if len(self.journal):
             # After what waits there, which may be the intent this closes.
             self.journal.add(encoded)
             return
-        written = self._batch.submit("XADD", self._names.audit, "*", "r", encoded)
+        journalled = False
+
+        def settled(future: asyncio.Future[Any]) -> None:
+            """Leave to the journal whatever of it Redis did not take: written twice, a record is told by its id."""
+            nonlocal journalled
+            if not journalled and _failed(future):
+                journalled = True
+                self.journal.add(encoded)
+
+        self._batch.submit("XADD", self._names.audit, "*", "r", encoded).add_done_callback(settled)
         if record.intent is not None:
-            # The answer is not looked at: an intent left open here is closed when the journal is carried over.
-            self._batch.submit("HDEL", self._names.open, record.intent).add_done_callback(_ignore)
-        written.add_done_callback(lambda future: self._settled(future, encoded))
+            self._batch.submit("HDEL", self._names.open, record.intent).add_done_callback(settled)
 
     async def _run_admit(self, operands: tuple[Any, ...]) -> Any:
         try:
@@ -302,7 +353,7 @@ class RedisLedger:
             return await self._batch.submit("EVAL", _ADMIT, *operands)
 
     async def _admit_without_redis(
-        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, why: str
+        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, down: LedgerDown
     ) -> Admission | Verdict:
         """Charge this process' share of each limit and record the intent in the journal, or do nothing.
 
@@ -316,10 +367,14 @@ class RedisLedger:
         denying = next((c.limit.policy for c in charges if c.limit.on_store_error == "deny" and not c.limit.shadow), None)
         known = caller.key_version is None or (epoch >= self._epoch and self._unconfirmed_seconds <= self._away.stale_seconds_max)
         if not self._goes_on or caller.nonce is not None or not known or denying:
-            raise Refusal(Problem.ledger_unavailable, error=why, policy=denying, intent=intent.id)
+            raise Refusal(Problem.ledger_unavailable, error=str(down), policy=denying, intent=intent.id)
+        if down.sent:
+            # Redis may have taken it, or take it yet: one id must not stand for two records.
+            intent.intent = intent.id
+            self._sign(intent)
         self._limiter = limiter = self._limiter or Limiter(self._processes)
         local = tuple(charge for charge in charges if charge.limit.on_store_error == "local")
-        found = replace(limiter.decide(local, int(self._now() * 1_000_000), intent.id), degraded=True)
+        found = replace(limiter.decide(local, self._now_us(), intent.id), degraded=True, left_behind=intent.intent)
         self._count(found)
         if found.refused:
             return found
@@ -342,6 +397,13 @@ class RedisLedger:
     def _unconfirmed_seconds(self) -> float:
         return self._now() - self._confirmed_at
 
+    def _now_us(self) -> int:
+        return int(self._now() * 1_000_000)
+
+    def _redis_clock_us(self) -> int:
+        """Return Redis' clock as far as it is known without asking; as good as ours where it is not."""
+        return self._now_us() + self._ahead_us
+
     async def _redis_now(self) -> int:
         """Return Redis' clock in microseconds. Raises: Refusal `ledger_unavailable`."""
         return int(await self._asked("EVAL", NOW, 1, self._names.probe))
@@ -349,8 +411,16 @@ class RedisLedger:
     async def _asked(self, *command: Any) -> Any:
         try:
             return await self._batch.submit(*command)
-        except LedgerDown as down:
-            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+        except (LedgerDown, ResponseError) as error:
+            told = str(error) if isinstance(error, LedgerDown) else type(error).__name__
+            raise Refusal(Problem.ledger_unavailable, error=told) from None
+
+    def _free(self, key: str, holder: str) -> None:
+        def freed(future: asyncio.Future[Any]) -> None:
+            if _failed(future):
+                self._doubtful.append((key, holder))
+
+        self._batch.submit("ZREM", key, holder).add_done_callback(freed)
 
     def _count(self, found: Verdict) -> None:
         bucket = int(self._clock()) // BUCKET_SECONDS
@@ -373,30 +443,13 @@ class RedisLedger:
         record.seq = self._seq
         self._seq += 1
 
-    def _settled(self, written: asyncio.Future[Any], encoded: bytes) -> None:
-        if written.cancelled() or written.exception() is not None:
-            self.journal.add(encoded)
-
     def _changed(self, up: bool, why: str) -> None:
         if up:
             self._limiter = None
+            doubtful, self._doubtful = self._doubtful, deque(maxlen=_DOUBTFUL_MAX)
+            for key, holder in doubtful:
+                self._free(key, holder)
         self._tell_changed(up, why)
-
-    async def _work_for_ever(self) -> None:
-        beaten_at = self._now()
-        while True:
-            await asyncio.sleep(_DRAIN_EVERY_SECONDS)
-            try:
-                await self.journal.flush()
-            except OSError:
-                continue  # A full disk: the records wait in memory, and readiness tells.
-            if self._batch.down:
-                continue
-            await self._drain()
-            if self._now() - beaten_at >= _BEAT_EVERY_SECONDS:
-                beaten_at = self._now()
-                await self._beat()
-                await self._write_counts()
 
     async def _beat(self) -> None:
         """Tell that this process lives; learn how many do, and the epoch of the keys."""
@@ -423,15 +476,13 @@ class RedisLedger:
         while records := self.journal.head(_DRAIN_AT_ONCE):
             writes = []
             for encoded in records:
+                record = read_waiting(encoded)
                 writes.append(self._batch.submit("XADD", self._names.audit, "*", "r", encoded))
-                record = msgspec.json.decode(encoded)
-                if record["stage"] == "intent":
-                    opened = (
-                        f"{int(unix_seconds(record['at']) * 1_000_000)} {record.get('key_id')}.{record.get('key_version') or 0}"
-                    )
-                    writes.append(self._batch.submit("HSET", self._names.open, f"{record['writer']}-{record['seq']}", opened))
-                elif record.get("intent") is not None:
-                    writes.append(self._batch.submit("HDEL", self._names.open, record["intent"]))
+                if record.stage == "intent":
+                    opened = f"{record.at_us} {record.key_id}.{record.key_version or 0}"
+                    writes.append(self._batch.submit("HSET", self._names.open, f"{record.writer}-{record.seq}", opened))
+                if record.intent is not None:
+                    writes.append(self._batch.submit("HDEL", self._names.open, record.intent))
             results = await asyncio.gather(*writes, return_exceptions=True)
             if any(isinstance(result, BaseException) for result in results):
                 break
@@ -454,6 +505,5 @@ def _slot(answer: bytes | None) -> Slot:
     return next((slot for slot in SLOTS if answer == slot.encode()), SLOTS[0])
 
 
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
+def _failed(future: asyncio.Future[Any]) -> bool:
+    return future.cancelled() or future.exception() is not None

@@ -49,7 +49,9 @@ class Demand(msgspec.Struct):
     @property
     def reached_limits(self) -> bool:
         """Whether it stands for a call that was put to the limits, or would have been but for an outage."""
-        return self.stage == "intent" or (self.stage == "refusal" and self.pseudonym_key is not None)
+        return self.stage == "intent" or (
+            self.stage == "refusal" and self.pseudonym_key is not None and self.problem != "signature_replayed"
+        )
 
 
 _read = msgspec.json.Decoder(Demand).decode
@@ -62,17 +64,21 @@ async def in_order(pages: AsyncIterator[list[bytes]], unknown: Counter[str]) -> 
     newest = reached = number = 0
     async for page in pages:
         for encoded in page:
-            demand = _read(encoded)
+            try:
+                demand = _read(encoded)
+                at = int(unix_seconds(demand.at) * 1000) * 1000
+            except (msgspec.MsgspecError, ValueError):
+                unknown["unreadable"] += 1
+                continue
             if not demand.reached_limits:
                 continue
             identity = f"{demand.writer}-{demand.seq}"
-            # A refusal may have left its intent behind: one call, told twice.
-            if identity in seen or (demand.stage == "refusal" and demand.intent in seen):
+            # A refusal, or an intent made without Redis, may have left an intent behind: one call, told twice.
+            if identity in seen or demand.intent in seen:
                 continue
             seen[identity] = None
             if len(seen) > _REMEMBERED:
                 seen.popitem(last=False)
-            at = int(unix_seconds(demand.at) * 1000) * 1000
             if at < reached:
                 unknown["late"] += 1
                 continue
@@ -198,13 +204,15 @@ class Replay:
     first: int = 0
     """Microsecond of the first call; 0: there was none."""
     _prune_at: int = _PRUNE_AT
+    _touched: dict[str, int] = field(default_factory=dict)
+    _prune_touched_at: int = _PRUNE_AT
 
     def put(self, now: int, demand: Demand) -> None:
         """Put one call to the limits."""
         self.first = self.first or now
         service = demand.service or "nobody"
         if demand.attempt > 1 or demand.key_id == "proving":
-            charges = self.policies.account_charge()
+            charges = self.policies.draw_again(service, demand.operation or "")
         else:
             numbers: dict[str, str] = {}
             for name in NUMBER_FIELDS:
@@ -232,7 +240,7 @@ class Replay:
     def _measure(self, charge: Charge, service: str, now: int) -> None:
         limit = charge.limit
         self.limits[limit.policy] = limit
-        units = 1 if charge.touched is None else sum(self.limiter.is_new(key, now) for key in charge.touched)
+        units = 1 if charge.touched is None else self._new(charge.touched, limit.life_ms, now)
         if not units:
             return
         where = (limit.policy, charge.key)
@@ -246,6 +254,15 @@ class Replay:
             # Of a number whose limit is whole again nothing more is to be learnt than its burst, which is noted.
             self.smallest = {key: one for key, one in self.smallest.items() if one.matters(now)}
             self._prune_at = max(_PRUNE_AT, 2 * len(self.smallest))
+
+    def _new(self, touched: tuple[str, ...], life_ms: int, now: int) -> int:
+        """Return how many numbers would be new to a limit that refuses nothing; the one that is tried forgets whom it refused."""
+        new = [key for key in touched if self._touched.get(key, 0) <= now]
+        self._touched |= dict.fromkeys(new, now + life_ms * 1000)
+        if len(self._touched) > self._prune_touched_at:
+            self._touched = {key: until for key, until in self._touched.items() if until > now}
+            self._prune_touched_at = max(_PRUNE_AT, 2 * len(self._touched))
+        return len(new)
 
 
 def hours(tallies: dict[tuple[str, int], Tally]) -> Iterator[tuple[int, Tally]]:
@@ -265,4 +282,4 @@ def smallest_rate(interval_us: int | None, window_seconds: int) -> int | None:
         return 1
     if interval_us == 0:
         return None
-    return window_seconds * 1_000_000 // (interval_us + 1) + 1
+    return -(-window_seconds * 1_000_000 // interval_us)

@@ -168,7 +168,7 @@ def test_one_number_is_limited_without_being_written_down(start: Callable[..., S
         (("set", "caller:crm/end", "5/s", "--for", "1h", *WHY), "write caller:CALLER"),
         (("set", "number:abc", "5/s", "--for", "1h", *WHY), "is not a telephone number"),
         (("set", "sweep", "--burst", "2", "--for", "1h", *WHY), "must be 3 or more"),
-        (("set", "hard", "90/s", "--for", "1h", *WHY), "admits up to 100 in a window of hard_limit 50/s"),
+        (("set", "hard", "90/s", "--for", "1h", *WHY), "admits up to 99 in a window of hard_limit 50/s"),
         (("set", "crm", "5/s", "--for", "1h", "--account", "x", *WHY), "there is no [accounts.x]"),
         (("apply", "nowhere.toml", "--dry-run"), "No such file"),
         (("explain", "never-was-one"), "there is no record of this request"),
@@ -415,6 +415,6 @@ def test_limits_that_were_renamed_are_told(start: Callable[..., Stack], tmp_path
         [sys.executable, "-m", "gateway", "check", "--offline", "--config", str(file)], capture_output=True, text=True
     )
 
-    assert "90/s with burst 20 admits up to 110 in a window of hard_limit 100/s" in done.stdout
+    assert "90/s with burst 20 admits up to 109 in a window of hard_limit 100/s" in done.stdout
     assert "is now policies: write [policies.caller] for [quotas.caller]" in done.stdout
     assert "limits nothing; give rate and burst, or concurrency" in done.stdout

@@ -280,7 +280,9 @@ def test_a_raised_limit_works_at_once(server: redis_py.Redis) -> None:
     assert verdict((raised,), now, [at]).meters[0].remaining == 7
 
 
-@pytest.mark.parametrize("junk", ["1", "", "nan", f"{START} 7", f"{START} 0 1", "-5 7 1", f"{START} 7 0", f"{START} 7 9 1", "x" * 100])
+@pytest.mark.parametrize(
+    "junk", ["1", "", "nan", f"{START} 7", f"{START} 0 1", "-5 7 1", f"{START} 7 0", f"{START} 7 9 1", "x" * 100]
+)
 def test_what_no_limiter_wrote_counts_as_nothing(server: redis_py.Redis, junk: str) -> None:
     """A value of another kind under a limit's name refuses nobody, breaks nothing, and is written over."""
     server.flushall()

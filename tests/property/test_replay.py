@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.admission import Policies
 from gateway.audit import rfc3339
-from gateway.config import read_policies
+from gateway.config import Rate, read_policies
 from gateway.limiter import Limiter
 from gateway.model import Charge, Limit, Secret
 from gateway.numbers import Pseudonyms
@@ -61,7 +61,7 @@ def test_the_smallest_rate(steps: list[int], burst: int, window: int) -> None:
     rate = smallest_rate(smallest.interval_us, window)
 
     def refuses(count: int) -> bool:
-        return refused(max(1, window * 1_000_000 // count), burst, times) > 0
+        return refused(Rate(count, window).interval_us, burst, times) > 0
 
     if rate is None:
         assert max(Counter(times).values()) > burst

@@ -122,6 +122,32 @@ def test_config_parses_and_names_every_fault() -> None:
 @pytest.mark.parametrize(
     ("document", "path"),
     [
+        ({"accounts": {"a": {**VENDOR, "brand": "https://[bad"}}}, "accounts.a.brand"),
+        ({"redis": {"url": "redis://[bad"}}, "redis.url"),
+        ({"redis": {"url": "redis://host:port"}}, "redis.url"),
+        ({"redis": {"url": "redis://host/zero"}}, "redis.url"),
+        ({"issuers": {"k": {**KEYS, "jwks_url": "https://[bad"}}}, "issuers.k.jwks_url"),
+    ],
+)
+def test_an_address_that_cannot_be_taken_apart_is_a_fault(document: dict, path: str) -> None:
+    """The URL library raises errors of its own for these."""
+    with pytest.raises(config.ConfigError) as caught:
+        config.parse({"accounts": {"a": VENDOR}, **document}, {})
+
+    assert [fault.path for fault in caught.value.faults] == [path]
+
+
+@pytest.mark.parametrize("text", ["700000/s", "7/s", "11/m", "999999/h", "1/d", "30/m"])
+def test_a_rate_is_never_rounded_up(text: str) -> None:
+    """No more units grow back in any window than were asked for."""
+    rate = config.read_terms({"rate": text}).rate
+
+    assert rate.worst_case(0, rate.window_seconds) <= rate.count
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
         ({"accounts": {"a": {**VENDOR, "primary": {"ssid": {"env": "A"}, "token": {"env": "B"}}}}}, "accounts.a.primary"),
         ({"accounts": {"a": {**VENDOR, "primary": {}}}}, "accounts.a.primary"),
         ({"accounts": {"a": {**VENDOR, "secondary": {"token": {"env": "B"}}}}}, "accounts.a.secondary"),
@@ -139,6 +165,17 @@ def test_config_parses_and_names_every_fault() -> None:
         ({"policies": {"number": {"subjects": {"x": {"burst": 2}}}}}, "policies.number.subjects"),
         ({"policies": {"caller": {"subjects": {"crm/end": {"burst": 2}}}}}, "policies.caller.subjects.crm/end"),
         ({"policies": {"caller": {"accounts": ["b"]}}}, "policies.caller.accounts"),
+        ({"policies": {"caller": {"services": ["oms"], "subjects": {"crm": {"burst": 2}}}}}, "policies.caller.subjects.crm"),
+        ({"policies": {"account": {"subjects": {"b": {"burst": 2}}}}}, "policies.account.subjects.b"),
+        (
+            {"policies": {"p": {"by": ["operation"], "rate": "1/s", "subjects": {"stop": {"burst": 2}}}}},
+            "policies.p.subjects.stop",
+        ),
+        ({"policies": {"caller": {"rate": "1/d", "burst": 1_000_000}}}, "policies.caller.burst"),
+        (
+            {"policies": {"caller": {"subjects": {"crm": {"rate": "1/d", "burst": 1_000_000}}}}},
+            "policies.caller.subjects.crm.burst",
+        ),
         ({"policies": {"account": {"hard_limit": "200/s"}}}, "policies.account"),
     ],
 )
