@@ -74,6 +74,7 @@ def _redis_down(arguments: argparse.Namespace) -> int:
             raise UsageError(f"accounts.{account}.services: add '{_SERVICE}', as whom the drill calls")
         server = opened.settings.server
         url = (arguments.url or f"http://{server.host}:{server.port}").rstrip("/")
+        await _reach(url)
         ledger = await opened.ledger(account)
         lasts = seconds + 2 * _AROUND_SECONDS
         key = await _key(opened, account, lasts)
@@ -87,6 +88,17 @@ def _redis_down(arguments: argparse.Namespace) -> int:
         return _report(arguments, phases, unrecorded)
 
     return with_store(arguments, work)
+
+
+async def _reach(url: str) -> None:
+    """Raise UsageError where no gateway answers: before a key is issued for nothing."""
+    try:
+        async with httpx.AsyncClient(timeout=10, trust_env=False) as http:
+            alive = (await http.get(f"{url}/livez")).json() == {"status": "ok"}
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        alive = False
+    if not alive:
+        raise UsageError("--url: no gateway answers there; give the address of one that runs, like http://127.0.0.1:8080")
 
 
 async def _drive(

@@ -16,6 +16,8 @@ _PAGE: Final = 1000
 _FOLLOW_EVERY_SECONDS: Final = 0.1
 
 Row = dict[str, Any]
+_IN_EVERY: Final[Mapping[str, type]] = {"stage": str, "writer": str, "seq": int, "at": str, "request_id": str, "decision": str}
+"""What every record has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,8 @@ class Trail:
             for key in self._keys:
                 for identity, fields in await self._client.xrange(key, b"(" + reached[key], "+", count=_PAGE):
                     reached[key] = identity
-                    row = decode(fields)
-                    if query.matches(row):
+                    row = decode(fields.get(b"r", b""))
+                    if row is not None and query.matches(row):
                         yield row
             await asyncio.sleep(_FOLLOW_EVERY_SECONDS)
 
@@ -108,15 +110,15 @@ class Trail:
         first: str | bytes = "-" if since is None else f"{int(since * 1000)}-0"
         last = "+" if until is None else f"{int(until * 1000)}-0"
         while page := await self._client.xrange(key, first, last, count=_PAGE):
-            yield [fields[b"r"] for _, fields in page]
+            yield [fields.get(b"r", b"") for _, fields in page]
             first = b"(" + page[-1][0]
 
     async def _records(self, key: str, query: Query) -> AsyncIterator[Row]:
         seen = _Seen()
         async for page in self.pages(key, query.since):
             for encoded in page:
-                row: Row = msgspec.json.decode(encoded)
-                if seen.new(row) and query.matches(row):
+                row = decode(encoded)
+                if row is not None and seen.new(row) and query.matches(row):
                     yield row
 
     async def _newest_of(self, key: str, query: Query, count: int) -> tuple[list[Row], bytes]:
@@ -125,7 +127,8 @@ class Trail:
         newest = b"0-0"
         while len(rows) < count and (page := await self._client.xrevrange(key, last, "-", count=_PAGE)):
             newest = max(newest, page[0][0], key=_order)
-            rows.extend(row for _, fields in page if query.matches(row := decode(fields)))
+            found = (decode(fields.get(b"r", b"")) for _, fields in page)
+            rows.extend(row for row in found if row is not None and query.matches(row))
             last = b"(" + page[-1][0]
         unique = {(row["writer"], row["seq"]): row for row in reversed(rows[:count])}
         return list(unique.values()), newest
@@ -145,10 +148,15 @@ class _Seen:
         return True
 
 
-def decode(fields: dict[bytes, bytes]) -> Row:
-    """Return the record of one stream entry."""
-    row: Row = msgspec.json.decode(fields[b"r"])
-    return row
+def decode(encoded: bytes) -> Row | None:
+    """Return a record; None for what is none: one odd entry must not hide all others."""
+    try:
+        row: Row = msgspec.convert(msgspec.json.decode(encoded), Row)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return (
+        row if _IN_EVERY.keys() <= row.keys() and all(isinstance(row[name], kind) for name, kind in _IN_EVERY.items()) else None
+    )
 
 
 def _order(identity: bytes) -> tuple[int, int]:

@@ -302,6 +302,34 @@ def test_the_embedded_server_is_taken_over_from_a_killed_parent(tmp_path: Path) 
     again.close()
 
 
+def test_what_is_no_record_hides_no_other(start: Callable[..., Stack]) -> None:
+    """Odd entries of the stream are passed over by search, history, explain and replay."""
+    stack = start()
+    m1, m2 = stack.masked()
+    request_id = stack.unset(m1=m1, m2=m2).json()["request_id"]
+    stack.records(request_id)
+    with stack.redis.client() as client:
+        for fields in ({"r": b"{"}, {"x": b"1"}, {"r": b"[]"}, {"r": b"\xff"}, {"r": b'{"stage":"intent"}'}):
+            client.xadd("gw:{test}:audit", fields)
+
+    assert request_id in stack.cli("audit", "search", "--request-id", request_id, "--json").stdout
+    assert request_id in stack.cli("limits", "explain", request_id).stdout
+    assert stack.cli("limits", "history").returncode == 0
+    assert json.loads(stack.cli("limits", "replay", "--json").stdout)["callers"][0]["calls"] == 1
+
+
+def test_a_drill_of_nothing_issues_no_key(start: Callable[..., Stack]) -> None:
+    """Where no gateway answers, one line says so, and nothing was changed."""
+    stack = start()
+    before = stack.cli("keys", "list", "--json").stdout
+    for url in ("http://[bad", "http://127.0.0.1:1", "nothing"):
+        done = stack.cli("drill", "redis-down", "--for", "1s", "--url", url, check=False)
+        assert done.returncode == 2
+        assert "no gateway answers" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert stack.cli("keys", "list", "--json").stdout == before
+
+
 def test_the_search_finds_each_record_once(start: Callable[..., Stack]) -> None:
     """A record the journal carried over a second time is shown once."""
     stack = start()
