@@ -196,6 +196,26 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield stack
 
 
+def test_no_combination_of_changes_passes_a_hard_limit(start: Callable[..., Stack]) -> None:
+    """Each change is right with the others and without them, whichever ends first; the account's own is shown."""
+    stack = start(quotas='[policies.vendor]\nby = ["account"]\nrate = "60/s"\nburst = 40\nhard_limit = "100/s"\n')
+    words = ("--for", "1h", "--why", "trial")
+    assert stack.cli("limits", "set", "vendor", "20/s", *words).returncode == 0
+
+    refused = stack.cli("limits", "set", "vendor:test", "--burst", "80", *words, check=False)
+
+    assert refused.returncode == 2
+    assert "once the change of vendor has ended" in refused.stderr
+    assert stack.cli("limits", "set", "vendor:test", "--burst", "30", *words).returncode == 0
+    assert [
+        row["burst"]
+        for row in map(json.loads, stack.cli("limits", "show", "--json").stdout.splitlines())
+        if row["subject"] == "test"
+    ] == [30]
+    unknown = stack.cli("limits", "set", "vendor:nobody", "--burst", "30", *words, check=False)
+    assert "has no account 'nobody'" in unknown.stderr
+
+
 def test_operators_at_once_lose_no_change(start: Callable[..., Stack]) -> None:
     """Four changes of one limit at the same moment are all in force, each with its record."""
     stack = start(quotas=WIDE)
