@@ -196,6 +196,21 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield stack
 
 
+def test_a_single_number_is_limited_where_its_policy_is_off(start: Callable[..., Stack]) -> None:
+    """What the command says holds, also where nobody else is limited."""
+    stack = start(quotas=WIDE + '[policies.fewer]\nby = ["number"]\nrate = "100/s"\nburst = 100\nmode = "off"\n')
+    m1, m2 = stack.fresh_numbers()
+    words = ("--mode", "enforce", "--burst", "1", "--for", "1h", *WHY)
+    assert stack.cli("limits", "set", f"fewer:+91{m1}", "1/d", *words).returncode == 0
+
+    assert [call(stack, m1=m1), call(stack, m1=m1), call(stack, m1=m2), call(stack, m1=m2)] == [
+        "passed",
+        "fewer",
+        "passed",
+        "passed",
+    ]
+
+
 def test_no_combination_of_changes_passes_a_hard_limit(start: Callable[..., Stack]) -> None:
     """Each change is right with the others and without them, whichever ends first; the account's own is shown."""
     stack = start(quotas='[policies.vendor]\nby = ["account"]\nrate = "60/s"\nburst = 40\nhard_limit = "100/s"\n')
