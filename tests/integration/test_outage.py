@@ -245,6 +245,22 @@ def test_redis_comes_back_empty(start: Callable[..., Stack]) -> None:
     assert stack.unset(m1=stack.fresh_numbers()[0]).status_code == 404
 
 
+def test_a_change_ends_by_itself_without_redis(start: Callable[..., Stack]) -> None:
+    """What was raised for some seconds is as it was after them, though nobody can be asked."""
+    stack = start(quotas=limit(2))
+    warm(stack)
+    stack.cli("limits", "set", "crm", "--burst", "1000", "--for", "12s", "--why", "a moment")
+    ends = time.monotonic() + 12
+    assert stack.unset(m1=stack.fresh_numbers()[0]).status_code == 404
+    freeze(stack)
+
+    assert [stack.unset(m1=stack.fresh_numbers()[0]).status_code for _ in range(5)] == [404] * 5
+    time.sleep(max(0.0, ends + 0.5 - time.monotonic()))
+
+    assert 429 in [stack.unset(m1=stack.fresh_numbers()[0]).status_code for _ in range(4)]
+    thaw(stack)
+
+
 def test_a_signed_request_waits_for_redis(start: Callable[..., Stack], tmp_path: Path) -> None:
     """Nobody can tell whether its nonce was spent, so it is refused; a key's call beside it is made."""
     stack = start()
