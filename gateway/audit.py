@@ -115,6 +115,27 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
         return f"{self.writer}-{self.seq}"
 
 
+class Head(msgspec.Struct, kw_only=True):
+    """What whoever reads a record back needs of it: which it is, when it was, and the intent it opens or closes."""
+
+    stage: str
+    writer: str
+    seq: int
+    at: str
+    key_id: str | None = None
+    intent: str | None = None
+
+    @property
+    def id(self) -> str:
+        """`writer-seq`."""
+        return f"{self.writer}-{self.seq}"
+
+    @property
+    def at_us(self) -> int:
+        """Microseconds since 1970, to the millisecond. Raises: ValueError."""
+        return int(unix_seconds(self.at) * 1000) * 1000
+
+
 _TOLD = re.compile(r"([^:=]+)(?::(m1|m2|mask))?=(\d+)/(\d+)([!?]?)(\d*)")
 _FIELDS = frozenset(("m1", "m2", "mask", "expiry_time", "expiry_duration", "ssid", "userId", "token"))
 

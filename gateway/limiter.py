@@ -14,6 +14,27 @@ from gateway.model import Charge, Limit, Meter, Verdict
 _PRUNE_AT: Final = 10_000
 
 
+class Touched:
+    """Which numbers were touched, as long as each counts."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, int] = {}
+        self._prune_at = _PRUNE_AT
+
+    def new(self, keys: Sequence[str], now_us: int) -> list[str]:
+        """Return those that count as not touched."""
+        return [key for key in keys if self._until.get(key, 0) <= now_us]
+
+    def touch(self, keys: Sequence[str], now_us: int, life_ms: int) -> int:
+        """Count those that are new as touched from now on; return how many were."""
+        new = self.new(keys, now_us)
+        self._until |= dict.fromkeys(new, now_us + life_ms * 1000)
+        if len(self._until) >= self._prune_at:
+            self._until = {key: until for key, until in self._until.items() if until > now_us}
+            self._prune_at = max(_PRUNE_AT, 2 * len(self._until))
+        return len(new)
+
+
 class Limiter:
     """What was charged, as long as it matters."""
 
@@ -21,7 +42,7 @@ class Limiter:
         """`share`: how many processes divide each limit among them."""
         self._share = share
         self._times: dict[str, tuple[int, int]] = {}  # With the interval, which a live change may have ended for.
-        self._touched: dict[str, int] = {}
+        self._touched = Touched()
         self._places: dict[str, dict[str, int]] = {}
         self._prune_at = _PRUNE_AT
 
@@ -48,10 +69,6 @@ class Limiter:
             if not places:
                 self._places.pop(key, None)
 
-    def is_new(self, touched: str, now_us: int) -> bool:
-        """Say whether a number counts as not touched."""
-        return self._touched.get(touched, 0) <= now_us
-
     def _look(self, charge: Charge, now: int) -> tuple[int, int, bool]:
         """Return the limit's figure, the units the call draws, and whether it refuses them."""
         limit = charge.limit
@@ -60,7 +77,7 @@ class Limiter:
             for holder in [holder for holder, until in places.items() if until <= now]:
                 del places[holder]
             return len(places), 1, len(places) >= _places_of(limit, self._share)
-        units = 1 if charge.touched is None else sum(self.is_new(key, now) for key in charge.touched)
+        units = 1 if charge.touched is None else len(self._touched.new(charge.touched, now))
         interval, tolerance = limit.interval_us * self._share, limit.tolerance_us
         at, before = self._times.get(charge.key, (now, interval))
         at = max(at, now)
@@ -80,19 +97,17 @@ class Limiter:
         if units:
             figure += units * limit.interval_us * self._share
             self._times[charge.key] = figure, limit.interval_us * self._share
-            for key in charge.touched or ():
-                if self.is_new(key, now):
-                    self._touched[key] = now + limit.life_ms * 1000
+            if charge.touched:
+                self._touched.touch(charge.touched, now, limit.life_ms)
         return figure
 
     def _prune(self, now: int) -> None:
         """Forget what no longer matters, each time as much has come as was left."""
-        if len(self._times) + len(self._touched) + len(self._places) < self._prune_at:
+        if len(self._times) + len(self._places) < self._prune_at:
             return
         self._times = {key: kept for key, kept in self._times.items() if kept[0] > now}
-        self._touched = {key: until for key, until in self._touched.items() if until > now}
         self._places = {key: places for key, places in self._places.items() if any(until > now for until in places.values())}
-        self._prune_at = max(_PRUNE_AT, 2 * (len(self._times) + len(self._touched) + len(self._places)))
+        self._prune_at = max(_PRUNE_AT, 2 * (len(self._times) + len(self._places)))
 
 
 def verdict(charges: Sequence[Charge], now_us: int, figures: Sequence[int], share: int = 1) -> Verdict:

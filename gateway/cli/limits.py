@@ -94,6 +94,10 @@ class _Desk:
             policy=policy, subject=subject or None, before=before, after=after, until=until, why=why,
         )  # fmt: skip
 
+    def suppose(self, changes: Mapping[str, Change]) -> None:
+        """Decide by other live changes than there are."""
+        self.policies.adopt(limits.live(limits.Changes("", 0, changes)))
+
     def concerns(self, policy: str, subject: str) -> bool:
         """Say whether a subject can be one of this account's."""
         parts = dict(zip(self.policies.policies()[policy].by, subject.split("/"), strict=False))
@@ -162,7 +166,7 @@ def _reset(arguments: argparse.Namespace) -> int:
                 return []
             before = desk.text(target)
             rest = {name: change for name, change in desk.changes.by_target.items() if name != target}
-            desk.policies.adopt(limits.live(limits.Changes("", 0, rest)))
+            desk.suppose(rest)
             return [(target, None, desk.record("limit.reset", target, before, desk.text(target), None, why))]
 
         return await _make(
@@ -425,21 +429,21 @@ def _check(desk: _Desk, changes: Mapping[str, Change], names: list[str]) -> None
     """
     for name in names:
         subjects = {target.partition(":")[2] for target in changes if target.partition(":")[0] == name}
-        desk.policies.adopt(limits.live(limits.Changes("", 0, changes)))
+        desk.suppose(changes)
         for policy in (desk.policies.configured.get(name), desk.policies.policies().get(name)):
             subjects |= set(policy.subjects) if policy else set()
         for subject in ("", *sorted(subjects - {""})):
             there = [target for target in dict.fromkeys((name, f"{name}:{subject}")) if target in changes]
             for count in range(len(there), -1, -1):
                 for some in combinations(there, count):
-                    desk.policies.adopt(limits.live(limits.Changes("", 0, {target: changes[target] for target in some})))
+                    desk.suppose({target: changes[target] for target in some})
                     if (found := desk.policies.policies().get(name)) is None:
                         continue
                     faults = terms_faults(f"{name}:{subject}" if subject else name, found, desk.policies.in_force(name, subject))
                     if faults:
                         over = " and ".join(target for target in there if target not in some)
                         raise UsageError(f"{faults[0]}{over and f' (once the change of {over} has ended)'}")
-    desk.policies.adopt(limits.live(limits.Changes("", 0, changes)))
+    desk.suppose(changes)
 
 
 def _terms_text(terms: Terms) -> str:

@@ -203,8 +203,8 @@ class Batch:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._reconnect()
-        except Exception:  # noqa: S110
-            pass  # It is gone already; the next command opens a new one.
+        except Exception:  # noqa: S110 - it is gone already; the next command opens a new one
+            pass
 
 
 @asynccontextmanager

@@ -16,26 +16,15 @@ from typing import Final
 
 import msgspec
 
-from gateway.audit import unix_seconds
+from gateway.audit import Head
 
 BYTES_MAX: Final = 256 * 1024 * 1024
 
 
-class Waiting(msgspec.Struct):
+class Waiting(Head, kw_only=True):
     """What a journalled record tells of the intent it opens or closes."""
 
-    stage: str
-    writer: str
-    seq: int
-    at: str
-    key_id: str | None = None
     key_version: int | None = None
-    intent: str | None = None
-
-    @property
-    def at_us(self) -> int:
-        """Microseconds since 1970."""
-        return int(unix_seconds(self.at) * 1_000_000)
 
 
 read_waiting = msgspec.json.Decoder(Waiting).decode
@@ -147,7 +136,7 @@ class Journal:
         return list(islice(self._waiting, self._written - self._dropped_before, None))
 
     def _append(self, records: list[bytes]) -> None:
-        _append(self._file, b"".join(record + b"\n" for record in records))
+        _append(self._file, _lines(records))
 
     def _inherit(self, folder: Path) -> None:
         """Move the records of dead writers into this one's file; a living writer holds the lock of its own."""
@@ -175,16 +164,20 @@ class Journal:
     def _readable(self, path: Path) -> Iterator[bytes]:
         """Yield the records of a dead writer's file, and set aside what is none."""
         # A torn last line is a record that was never promised to be kept.
+        damaged = []
         for line in path.read_bytes().split(b"\n")[:-1]:
             if _is_record(line):
                 yield line
             elif line:
-                self.damaged += 1
-                aside = os.open(path.with_name("damaged"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                try:
-                    _append(aside, line + b"\n")
-                finally:
-                    os.close(aside)
+                damaged.append(line)
+        self.damaged += len(damaged)
+        if damaged:
+            with os.fdopen(os.open(path.with_name("damaged"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as aside:
+                _append(aside.fileno(), _lines(damaged))
+
+
+def _lines(records: list[bytes]) -> bytes:
+    return b"".join(record + b"\n" for record in records)
 
 
 def _locked(path: Path) -> int:

@@ -480,7 +480,7 @@ class RedisLedger:
                 writes.append(self._batch.submit("XADD", self._names.audit, "*", "r", encoded))
                 if record.stage == "intent":
                     opened = f"{record.at_us} {record.key_id}.{record.key_version or 0}"
-                    writes.append(self._batch.submit("HSET", self._names.open, f"{record.writer}-{record.seq}", opened))
+                    writes.append(self._batch.submit("HSET", self._names.open, record.id, opened))
                 if record.intent is not None:
                     writes.append(self._batch.submit("HDEL", self._names.open, record.intent))
             results = await asyncio.gather(*writes, return_exceptions=True)

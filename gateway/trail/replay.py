@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 
 from gateway.admission import Policies
-from gateway.audit import unix_seconds
-from gateway.limiter import Limiter
+from gateway.audit import Head
+from gateway.limiter import Limiter, Touched
 from gateway.model import NUMBER_FIELDS, Charge, Limit
 
 _HOUR_US: Final = 3_600_000_000
@@ -27,16 +27,11 @@ _REMEMBERED: Final = 20_000
 _PRUNE_AT: Final = 20_000
 
 
-class Demand(msgspec.Struct):
+class Demand(Head, kw_only=True):
     """What a record tells of the demand for calls."""
 
-    stage: str
-    writer: str
-    seq: int
-    at: str
     request_id: str
     service: str | None = None
-    key_id: str | None = None
     operation: str | None = None
     m1: str | None = None
     m2: str | None = None
@@ -44,7 +39,6 @@ class Demand(msgspec.Struct):
     pseudonym_key: str | None = None
     attempt: int = 1
     problem: str | None = None
-    intent: str | None = None
 
     @property
     def reached_limits(self) -> bool:
@@ -66,13 +60,13 @@ async def in_order(pages: AsyncIterator[list[bytes]], unknown: Counter[str]) -> 
         for encoded in page:
             try:
                 demand = _read(encoded)
-                at = int(unix_seconds(demand.at) * 1000) * 1000
+                at = demand.at_us
             except (msgspec.MsgspecError, ValueError):
                 unknown["unreadable"] += 1
                 continue
             if not demand.reached_limits:
                 continue
-            identity = f"{demand.writer}-{demand.seq}"
+            identity = demand.id
             # A refusal, or an intent made without Redis, may have left an intent behind: one call, told twice.
             if identity in seen or demand.intent in seen:
                 continue
@@ -204,8 +198,8 @@ class Replay:
     first: int = 0
     """Microsecond of the first call; 0: there was none."""
     _prune_at: int = _PRUNE_AT
-    _touched: dict[str, int] = field(default_factory=dict)
-    _prune_touched_at: int = _PRUNE_AT
+    _touched: Touched = field(default_factory=Touched)
+    """As a limit that refuses nothing would have it: the one that is tried forgets whom it refused."""
 
     def put(self, now: int, demand: Demand) -> None:
         """Put one call to the limits."""
@@ -240,7 +234,7 @@ class Replay:
     def _measure(self, charge: Charge, service: str, now: int) -> None:
         limit = charge.limit
         self.limits[limit.policy] = limit
-        units = 1 if charge.touched is None else self._new(charge.touched, limit.life_ms, now)
+        units = 1 if charge.touched is None else self._touched.touch(charge.touched, now, limit.life_ms)
         if not units:
             return
         where = (limit.policy, charge.key)
@@ -254,15 +248,6 @@ class Replay:
             # Of a number whose limit is whole again nothing more is to be learnt than its burst, which is noted.
             self.smallest = {key: one for key, one in self.smallest.items() if one.matters(now)}
             self._prune_at = max(_PRUNE_AT, 2 * len(self.smallest))
-
-    def _new(self, touched: tuple[str, ...], life_ms: int, now: int) -> int:
-        """Return how many numbers would be new to a limit that refuses nothing; the one that is tried forgets whom it refused."""
-        new = [key for key in touched if self._touched.get(key, 0) <= now]
-        self._touched |= dict.fromkeys(new, now + life_ms * 1000)
-        if len(self._touched) > self._prune_touched_at:
-            self._touched = {key: until for key, until in self._touched.items() if until > now}
-            self._prune_touched_at = max(_PRUNE_AT, 2 * len(self._touched))
-        return len(new)
 
 
 def hours(tallies: dict[tuple[str, int], Tally]) -> Iterator[tuple[int, Tally]]:

@@ -99,7 +99,7 @@ class Trail:
             for key in self._keys:
                 for identity, fields in await self._client.xrange(key, b"(" + reached[key], "+", count=_PAGE):
                     reached[key] = identity
-                    row = decode(fields.get(b"r", b""))
+                    row = decode(_encoded(fields))
                     if row is not None and query.matches(row):
                         yield row
             await asyncio.sleep(_FOLLOW_EVERY_SECONDS)
@@ -110,7 +110,7 @@ class Trail:
         first: str | bytes = "-" if since is None else f"{int(since * 1000)}-0"
         last = "+" if until is None else f"{int(until * 1000)}-0"
         while page := await self._client.xrange(key, first, last, count=_PAGE):
-            yield [fields.get(b"r", b"") for _, fields in page]
+            yield [_encoded(fields) for _, fields in page]
             first = b"(" + page[-1][0]
 
     async def _records(self, key: str, query: Query) -> AsyncIterator[Row]:
@@ -127,7 +127,7 @@ class Trail:
         newest = b"0-0"
         while len(rows) < count and (page := await self._client.xrevrange(key, last, "-", count=_PAGE)):
             newest = max(newest, page[0][0], key=_order)
-            found = (decode(fields.get(b"r", b"")) for _, fields in page)
+            found = (decode(_encoded(fields)) for _, fields in page)
             rows.extend(row for row in found if row is not None and query.matches(row))
             last = b"(" + page[-1][0]
         unique = {(row["writer"], row["seq"]): row for row in reversed(rows[:count])}
@@ -151,12 +151,15 @@ class _Seen:
 def decode(encoded: bytes) -> Row | None:
     """Return a record; None for what is none: one odd entry must not hide all others."""
     try:
-        row: Row = msgspec.convert(msgspec.json.decode(encoded), Row)
+        row: Row = msgspec.json.decode(encoded, type=Row)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return (
-        row if _IN_EVERY.keys() <= row.keys() and all(isinstance(row[name], kind) for name, kind in _IN_EVERY.items()) else None
-    )
+    whole = all(isinstance(row.get(name), kind) for name, kind in _IN_EVERY.items())
+    return row if whole else None
+
+
+def _encoded(fields: Mapping[bytes, bytes]) -> bytes:
+    return fields.get(b"r", b"")
 
 
 def _order(identity: bytes) -> tuple[int, int]:
