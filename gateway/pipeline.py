@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.admission import refuse_unless_admitted
+from gateway.audit import Record
 from gateway.authentication import Authenticator, Known
 from gateway.calling import Account, Calling, Held, Made
 from gateway.document import Document, read_document
@@ -48,6 +49,8 @@ class _Story:
     account: Account
     caller: Caller | None = None
     call: Call | None = None
+    pending: Record | None = None
+    """An intent that was put to the ledger, which has not answered."""
     made: Made | None = None
     verdict: Verdict | None = None
     refusal: Refusal | None = None
@@ -120,8 +123,9 @@ class Pipeline:
             credential = account.slots.choose(account.vault.loaded)
             attempt = Attempt(1, credential.slot, credential.version)
             charges = account.policies.charges(story.call)
-            intent = account.auditor.intent(arrival, story.call, attempt)
+            story.pending = intent = account.auditor.intent(arrival, story.call, attempt)
             answer = await account.ledger.admit(story.call, charges, intent, epoch, account.slots.active, account.policies.live)
+            story.pending = None
             if isinstance(answer, Admission):
                 story.verdict = answer.verdict
                 self.calling.observer.recorded(intent)
@@ -163,5 +167,7 @@ class Pipeline:
 
 
 def _broken(story: _Story, arrival: Arrival, error: BaseException) -> Outcome:
-    story.refusal = Refusal(Problem.internal, error=type(error).__name__)
+    # The ledger may have taken the intent, or take it yet; the record of the refusal closes it.
+    left_behind = story.pending.id if story.pending is not None else None
+    story.refusal = Refusal(Problem.internal, error=type(error).__name__, intent=left_behind)
     return outcome_of(story.refusal, arrival.request_id)

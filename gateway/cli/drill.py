@@ -31,6 +31,8 @@ _SERVICE: Final = "drill"
 _PREFIX: Final = "+911000"
 """No subscriber's number in India begins so: codes from 1 on are those of services."""
 _AROUND_SECONDS: Final = 3.0
+_RETURN_SECONDS: Final = 1.0
+"""From the end of the outage until every process has seen it."""
 _LONGEST_SECONDS: Final = 3600
 _ASK_FASTER: Final = 1.5
 _PHASES: Final = ("before", "during", "after")
@@ -76,7 +78,7 @@ def _redis_down(arguments: argparse.Namespace) -> int:
         url = (arguments.url or f"http://{server.host}:{server.port}").rstrip("/")
         await _reach(url)
         ledger = await opened.ledger(account)
-        lasts = seconds + 2 * _AROUND_SECONDS
+        lasts = seconds + 2 * _AROUND_SECONDS + _RETURN_SECONDS
         key = await _key(opened, account, lasts)
         own = Change(
             terms={"rate": f"{arguments.rate}/s", "burst": arguments.rate, "mode": "enforce"},
@@ -109,6 +111,8 @@ async def _drive(
     limits = httpx.Limits(max_connections=200)
     async with httpx.AsyncClient(timeout=30, trust_env=False, limits=limits) as http, asyncio.TaskGroup() as calls:
         for name, lasts in zip(_PHASES, (_AROUND_SECONDS, seconds, _AROUND_SECONDS), strict=True):
+            if name == "after":
+                await asyncio.sleep(_RETURN_SECONDS)
             if name == "during":
                 drill = Change(until_us=0, operator=operator(), why="drill redis-down")
                 await _change(ledger, account, DRILL, drill, seconds, "Redis away")

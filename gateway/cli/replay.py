@@ -201,6 +201,8 @@ def _unknown(since: float, first: int, keys: set[str], unknown: Counter[str]) ->
         told.append(f"what was before {minute(first / 1_000_000)}: the history begins there")
     if unknown["late"]:
         told.append(f"when {unknown['late']:,} calls fall that an outage's journal brought late: they are left out")
+    if unknown["unreadable"]:
+        told.append(f"what {unknown['unreadable']:,} entries of the history say: they are no records, and left out")
     if len(keys) > 1:
         told.append(f"which numbers are one: pseudonyms were made with {len(keys)} keys ({', '.join(sorted(keys))})")
     return told
