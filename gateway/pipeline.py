@@ -168,6 +168,6 @@ class Pipeline:
 
 def _broken(story: _Story, arrival: Arrival, error: BaseException) -> Outcome:
     # The ledger may have taken the intent, or take it yet; the record of the refusal closes it.
-    left_behind = story.pending.id if story.pending is not None else None
+    left_behind = story.pending.id if story.pending is not None else ""
     story.refusal = Refusal(Problem.internal, error=type(error).__name__, intent=left_behind)
     return outcome_of(story.refusal, arrival.request_id)

@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+import httpx
 import pytest
 import trustme
 from redis import Redis as Redis_
@@ -316,6 +318,34 @@ def test_what_is_no_record_hides_no_other(start: Callable[..., Stack]) -> None:
     assert request_id in stack.cli("limits", "explain", request_id).stdout
     assert stack.cli("limits", "history").returncode == 0
     assert json.loads(stack.cli("limits", "replay", "--json").stdout)["callers"][0]["calls"] == 1
+
+
+def test_a_gateway_that_stops_while_redis_stalls_leaves_no_intent_open(start: Callable[..., Stack]) -> None:
+    """The drain ends before Redis answers: the record of the refusal names the intent that Redis then takes after all."""
+    stack = start(server="drain_seconds = 7", upstream="pool_timeout_ms = 100", redis="timeout_ms = 10000")
+    stack.records(stack.unset(m1=stack.fresh_numbers()[0]).json()["request_id"])
+    stack.redis.process.signal(signal.SIGSTOP)
+
+    def call() -> None:
+        with suppress(httpx.TransportError):
+            stack.unset(m1=stack.fresh_numbers()[0], headers={"X-Request-Id": "cut-off-by-the-drain"})
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    time.sleep(0.3)
+    stack.gateway.signal(signal.SIGTERM)
+    time.sleep(8)
+    stack.redis.process.signal(signal.SIGCONT)
+    caller.join()
+    until(lambda: not stack.gateway.alive(), what="the gateway ending")
+
+    found = stack.stream()
+    intents = [record for record in found if record["stage"] == "intent"]
+    assert len(intents) == 2
+    (refusal,) = (record for record in found if record["stage"] == "refusal")
+    assert refusal["intent"] == f"{intents[1]['writer']}-{intents[1]['seq']}"
+    with stack.redis.client() as client:
+        assert client.hlen("gw:{test}:open") == 0
 
 
 def test_a_drill_of_nothing_issues_no_key(start: Callable[..., Stack]) -> None:
