@@ -342,6 +342,10 @@ def test_a_candidate_is_compared_and_applied(start: Callable[..., Stack], tmp_pa
     wrong = stack.cli("limits", "apply", str(file), "--dry-run", check=False)
     assert wrong.returncode == 2
     assert "policies.caller.rate" in wrong.stderr
+    file.write_text('[policies.fresh]\nby = ["caller"]\nconcurrency = 3\naccounts = ["nowhere"]\n')
+    nowhere = stack.cli("limits", "apply", str(file), "--for", "1h", *WHY, check=False)
+    assert nowhere.returncode == 2
+    assert "policies.fresh.accounts" in nowhere.stderr
 
 
 def test_a_place_is_given_back_on_every_path(start: Callable[..., Stack]) -> None:
@@ -398,6 +402,8 @@ def test_history_is_asked(start: Callable[..., Stack], tmp_path: Path) -> None:
     assert "What this cannot know" in page.read_text()
     assert "<script" not in page.read_text()
     assert plot.read_text().startswith("<svg")
+    ever = json.loads(stack.cli("limits", "replay", "--since", "999999w", "--json").stdout)
+    assert sum(caller["calls"] for caller in ever["callers"]) == 11
     empty = stack.cli("limits", "replay", "--since", "2000-01-01", "--until", "2000-01-02")
     assert "There is no call in that span." in empty.stdout
 

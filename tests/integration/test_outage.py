@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import threading
@@ -17,19 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import config, keys
-from gateway.admission import Policies
-from gateway.audit import Auditor
-from gateway.errors import Problem, Refusal
-from gateway.ledger.connect import connect
-from gateway.ledger.journal import Journal
-from gateway.ledger.store import Away, RedisLedger
-from gateway.model import Admission, Arrival, Attempt, Bindings, Call, Caller, PhoneNumber, Secret
-from gateway.numbers import Pseudonyms
+from gateway import keys
 from tests.e2e.test_main_job import assert_refused
 from tests.e2e.test_workloads import Signer
 from tests.integration.test_scale_out import WIDE, answers, gateways
-from tests.running import UNSET, Redis, Stack, until
+from tests.running import UNSET, Stack, until
 
 
 def limit(burst: int) -> str:
@@ -350,37 +341,3 @@ def test_the_drill_is_an_outage_without_one(start: Callable[..., Stack]) -> None
     assert "began" in shown
     warm(stack)
     each_once(stack.stream())
-
-
-def test_who_knows_less_than_redis_did_decides_nothing(redis: Redis, tmp_path: Path) -> None:
-    """A process whose keys are older than the last epoch it heard of refuses without Redis; one that has them goes on."""
-
-    async def admit_both() -> list[object]:
-        ledger = RedisLedger(
-            connect(config.Redis(url=redis.url), None, read_seconds=None), "a", "w", Journal(tmp_path / "journal", "w"), 1.0,
-            Away(spool=True, stale_seconds_max=900), time.monotonic, lambda *_: None, time.time,
-        )  # fmt: skip
-        await ledger.open()
-        redis.kill()
-        pseudonyms = Pseudonyms(Secret("x" * 32), "k1")
-        policies = Policies(config.read_policies(config.BUILT_IN), "a", pseudonyms, 1000)
-        call = Call(Caller("crm", "k", Bindings(), key_version=1), "a", "end", {"m1": PhoneNumber("1", "+911", "IN")})
-        found: list[object] = []
-        for epoch in (6, 7):
-            intent = Auditor("a", pseudonyms).intent(Arrival("r" * 32, 0.0, b""), call, Attempt(1, "primary", "v"))
-            try:
-                found.append(await ledger.admit(call, policies.charges(call), intent, epoch, None, policies.live))
-            except Refusal as refusal:
-                found.append(refusal.problem)
-        await ledger.aclose()
-        return found
-
-    with redis.client() as client:
-        client.set("gw:{a}:epoch", 7)
-
-    older, as_new = asyncio.run(admit_both())
-
-    assert older is Problem.ledger_unavailable
-    assert isinstance(as_new, Admission)
-    assert as_new.verdict.degraded
-    assert len((tmp_path / "journal" / "w.jsonl").read_bytes().splitlines()) == 1

@@ -220,6 +220,10 @@ def test_memory_is_given_back() -> None:
         limiter.decide((Charge(limit, f"q:{number}"),), START + number * 1000, "w")
 
     assert len(limiter._times) < 25_000
+    under_way = Limit("n.concurrency", False, "local", 1, 0, life_ms=1)
+    for number in range(100_000):
+        limiter.decide((Charge(under_way, f"c:{number}"),), START + number * 1_000_000, "w")
+    assert len(limiter._places) < 25_000
 
 
 def rated(interval_us: int, burst: int, *, shadow: bool = False) -> tuple[Charge]:

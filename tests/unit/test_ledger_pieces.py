@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import os
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -82,6 +84,38 @@ async def test_an_idle_journal_is_empty_on_disk(tmp_path: Path) -> None:
 
     assert (tmp_path / "w.jsonl").read_bytes() == b""
     await journal.aclose()
+
+
+@in_loop
+async def test_a_journal_that_closes_writes_each_record_once(tmp_path: Path) -> None:
+    """Also where a write is under way, and something came after it."""
+    journal = Journal(tmp_path, "w")
+    journal.add(GOOD)
+    writing = asyncio.ensure_future(journal.flush())
+    await asyncio.sleep(0)
+    later = GOOD.replace(b'"seq":1', b'"seq":2')
+    journal.add(later)
+    await journal.aclose()
+    await writing
+
+    assert (tmp_path / "w.jsonl").read_bytes() == GOOD + b"\n" + later + b"\n"
+
+
+def test_a_file_that_an_heir_removed_is_opened_anew(tmp_path: Path) -> None:
+    """Who inherits may hold a new writer's file for a moment and remove it; the writer then has another, on the disk."""
+    path = tmp_path / "w.jsonl"
+    heir = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(heir, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(journals._locked, path)
+        with pytest.raises(TimeoutError):
+            opening.result(timeout=0.3)
+        path.unlink()
+        os.close(heir)
+        file = opening.result(timeout=30)
+
+    assert os.path.samestat(os.fstat(file), path.stat())
+    os.close(file)
 
 
 @in_loop
