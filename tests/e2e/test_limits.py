@@ -447,6 +447,19 @@ def test_a_long_history_takes_no_more_memory(start: Callable[..., Stack]) -> Non
     assert large < 1.2 * small
 
 
+def test_what_nobody_can_read_of_a_limit_counts_as_unused(start: Callable[..., Stack]) -> None:
+    """A key of a limit that something else wrote is neither shown as used nor in anybody's way."""
+    stack = start(quotas=WIDE + '[policies.whole]\nby = ["account"]\nrate = "1/d"\nburst = 5')
+    assert [call(stack), call(stack)] == ["passed"] * 2
+    assert shown(stack)["whole"]["used"] == pytest.approx(2, abs=0.1)
+    with stack.redis.client() as client:
+        (key,) = (one for one in client.scan_iter("gw:{test}:*whole*") if client.type(one) == b"string")
+        client.set(key, "9 1 -3 odd")
+
+    assert shown(stack)["whole"]["used"] == 0
+    assert call(stack) == "passed"
+
+
 def test_limits_that_were_renamed_are_told(start: Callable[..., Stack], tmp_path: Path) -> None:
     """The old name is a fault that says the new one; so is what could break the vendor's quota."""
     file = tmp_path / "g.toml"

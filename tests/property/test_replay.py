@@ -171,6 +171,22 @@ def test_a_second_try_is_charged_to_the_account_alone() -> None:
     assert put.by_policy == {("account", False): 1}
 
 
+def test_an_account_is_charged_for_whom_its_policy_is() -> None:
+    """Also for a second try: a policy for some operations, or for some services, leaves the others alone."""
+    narrow = {"by": ["account"], "rate": "1/d", "burst": 1}
+    tables = {"ends": {**narrow, "operations": ["end"]}, "of_erp": {**narrow, "services": ["erp"]}}
+    rows = [record(number, START + number, attempt=2, operation="end", service="crm") for number in range(3)]
+
+    assert replay(iter(rows), tables).by_policy == {("ends", False): 2}
+
+
+def test_what_never_came_to_the_limits_is_no_demand() -> None:
+    """A signature that was used before is refused before anything is charged, then as now."""
+    rows = [record(number, START + number, stage="refusal", problem="signature_replayed") for number in range(9)]
+
+    assert replay(iter(rows), CALLER).tallies == {}
+
+
 def test_memory_does_not_grow_with_history() -> None:
     """New numbers all the time: what is kept of them is what still matters, not what ever was."""
     tables = {**CALLER, "number": {"by": ["number"], "rate": "5/s", "burst": 2}}
