@@ -149,7 +149,7 @@ def fill(redis: Redis, count: int) -> None:
     with redis.client() as client:
         pipeline = client.pipeline(transaction=False)
         for number in range(count):
-            pipeline.set(f"gw:{{bench}}:limit:number:{number:032x}", f"{at} 1", px=3_600_000)
+            pipeline.set(f"gw:{{bench}}:limit:number:{number:032x}", f"{at} 1 1000000", px=3_600_000)
             if number % 10_000 == 9_999:
                 pipeline.execute()
         pipeline.execute()

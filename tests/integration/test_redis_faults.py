@@ -317,18 +317,21 @@ def test_what_is_no_record_hides_no_other(start: Callable[..., Stack]) -> None:
     assert request_id in stack.cli("audit", "search", "--request-id", request_id, "--json").stdout
     assert request_id in stack.cli("limits", "explain", request_id).stdout
     assert stack.cli("limits", "history").returncode == 0
-    assert json.loads(stack.cli("limits", "replay", "--json").stdout)["callers"][0]["calls"] == 1
+    report = json.loads(stack.cli("limits", "replay", "--json").stdout)
+    assert report["callers"][0]["calls"] == 1
+    assert any("5 entries of the history" in line for line in report["unknown"])
 
 
 def test_a_gateway_that_stops_while_redis_stalls_leaves_no_intent_open(start: Callable[..., Stack]) -> None:
     """The drain ends before Redis answers: the record of the refusal names the intent that Redis then takes after all."""
     stack = start(server="drain_seconds = 7", upstream="pool_timeout_ms = 100", redis="timeout_ms = 10000")
+    request_id = "cut-off-by-the-drain"
     stack.records(stack.unset(m1=stack.fresh_numbers()[0]).json()["request_id"])
     stack.redis.process.signal(signal.SIGSTOP)
 
     def call() -> None:
         with suppress(httpx.TransportError):
-            stack.unset(m1=stack.fresh_numbers()[0], headers={"X-Request-Id": "cut-off-by-the-drain"})
+            stack.unset(m1=stack.fresh_numbers()[0], headers={"X-Request-Id": request_id})
 
     caller = threading.Thread(target=call)
     caller.start()
@@ -339,11 +342,9 @@ def test_a_gateway_that_stops_while_redis_stalls_leaves_no_intent_open(start: Ca
     caller.join()
     until(lambda: not stack.gateway.alive(), what="the gateway ending")
 
-    found = stack.stream()
-    intents = [record for record in found if record["stage"] == "intent"]
-    assert len(intents) == 2
-    (refusal,) = (record for record in found if record["stage"] == "refusal")
-    assert refusal["intent"] == f"{intents[1]['writer']}-{intents[1]['seq']}"
+    intent, refusal = (record for record in stack.stream() if record["request_id"] == request_id)
+    assert (intent["stage"], refusal["stage"]) == ("intent", "refusal")
+    assert refusal["intent"] == f"{intent['writer']}-{intent['seq']}"
     with stack.redis.client() as client:
         assert client.hlen("gw:{test}:open") == 0
 

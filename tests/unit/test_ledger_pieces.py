@@ -32,6 +32,15 @@ def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 GOOD = b'{"stage":"intent","writer":"w","seq":1,"at":"2030-01-31T12:30:00.123Z"}'
 
 
+async def half_written(folder: Path) -> tuple[Journal, asyncio.Future[None]]:
+    """Return a journal whose one record is being brought to the disk."""
+    journal = Journal(folder, "w")
+    journal.add(GOOD)
+    writing = asyncio.ensure_future(journal.flush())
+    await asyncio.sleep(0)
+    return journal, writing
+
+
 @in_loop
 async def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a short write left is taken back, so that the next record stands on a line of its own."""
@@ -75,10 +84,7 @@ async def test_what_is_no_record_is_set_aside(tmp_path: Path) -> None:
 @in_loop
 async def test_an_idle_journal_is_empty_on_disk(tmp_path: Path) -> None:
     """Records that Redis took while they were being written are not there for a successor to open again."""
-    journal = Journal(tmp_path, "w")
-    journal.add(GOOD)
-    writing = asyncio.ensure_future(journal.flush())
-    await asyncio.sleep(0)
+    journal, writing = await half_written(tmp_path)
     journal.drop(1)
     await writing
 
@@ -89,10 +95,7 @@ async def test_an_idle_journal_is_empty_on_disk(tmp_path: Path) -> None:
 @in_loop
 async def test_a_journal_that_closes_writes_each_record_once(tmp_path: Path) -> None:
     """Also where a write is under way, and something came after it."""
-    journal = Journal(tmp_path, "w")
-    journal.add(GOOD)
-    writing = asyncio.ensure_future(journal.flush())
-    await asyncio.sleep(0)
+    journal, writing = await half_written(tmp_path)
     later = GOOD.replace(b'"seq":1', b'"seq":2')
     journal.add(later)
     await journal.aclose()
