@@ -202,6 +202,5 @@ def refuse_unless_admitted(verdict: Verdict) -> None:
         policy=slowest.limit.policy,
         violated=tuple(dict.fromkeys(meter.limit.policy for meter in verdict.refused)),
         retry_after_seconds=slowest.reset_after_seconds,
-        intent=verdict.left_behind or "",
         detail=f"The quota '{slowest.limit.policy}' is used up. Try again in {slowest.reset_after_seconds} s.",
     )

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -27,9 +28,9 @@ from gateway.identities import Identities
 from gateway.jwks import Jwks, JwksSettings
 from gateway.keys import KeyEntry, KeyVersion
 from gateway.ledger.connect import Connection, connect
-from gateway.ledger.journal import Journal
+from gateway.ledger.journal import Bounds, Journal
 from gateway.ledger.registry import KeyRegistry
-from gateway.ledger.store import Away, RedisLedger
+from gateway.ledger.store import Away, RedisLedger, Serving
 from gateway.metrics import Metrics
 from gateway.model import SLOTS, UNSET_PATH, Secret
 from gateway.numbers import Pseudonyms
@@ -66,7 +67,8 @@ def create_app(
     folder = embedded.state_folder(settings.server.state_dir, environ)
     pseudonym_key = read_pseudonym_key(settings, environ, folder)
     pseudonyms = Pseudonyms(pseudonym_key, settings.audit.pseudonym_key_id)
-    ledgers = {name: make_ledger(settings, name, environ, log, folder) for name in settings.accounts}
+    serving = Serving(__version__, sha256(repr(settings).encode()).hexdigest()[:16])
+    ledgers = {name: make_ledger(settings, name, environ, log, folder, serving) for name in settings.accounts}
     vaults = {name: make_vault(settings, name, environ, pseudonym_key, log) for name in settings.accounts}
     upstreams = {name: HttpUpstream(settings.upstream, account.brand) for name, account in settings.accounts.items()}
     accounts = {
@@ -167,8 +169,10 @@ def make_authenticator(settings: Settings) -> Authenticator:
     return Authenticator(rules, workloads, settings.keys.signature_seconds, settings.keys.signature_hosts)
 
 
-def make_ledger(settings: Settings, account: str, environ: Mapping[str, str], log: Logger, folder: Path) -> RedisLedger:
-    """Return one account's ledger of one process. Raises: SecretUnreadable, OSError."""
+def make_ledger(
+    settings: Settings, account: str, environ: Mapping[str, str], log: Logger, folder: Path, serving: Serving | None = None
+) -> RedisLedger:
+    """Return one account's ledger of one process; `serving`: of one that serves callers. Raises: SecretUnreadable, OSError."""
     writer = _writer()
 
     def changed(up: bool, why: str) -> None:
@@ -177,19 +181,23 @@ def make_ledger(settings: Settings, account: str, environ: Mapping[str, str], lo
         else:
             log.error("ledger.lost", account=account, writer=writer, why=why)
 
-    journal = Journal(folder / "journal" / account, writer)
-    if journal.damaged:
-        log.error("journal.damaged", account=account, lines=journal.damaged)
+    def alarm(event: str) -> None:
+        log.error(event, account=account, writer=writer)
+
+    audit = settings.audit
+    bounds = Bounds(audit.journal_bytes_max, audit.journal_seconds_max, audit.disk_free_bytes_min)
     return RedisLedger(
         _connection(settings, environ),
         account,
         writer,
-        journal,
+        Journal(folder / "journal" / account, writer, bounds),
         settings.redis.timeout_ms / 1000,
         Away(settings.audit.on_store_error == "spool", settings.keys.stale_seconds_max),
         time.monotonic,
         changed,
         time.time,
+        alarm,
+        serving,
     )
 
 
@@ -214,6 +222,11 @@ def read_pseudonym_key(settings: Settings, environ: Mapping[str, str], folder: P
             f"audit.pseudonym_key is shorter than {_PSEUDONYM_KEY_MIN} characters: make one with `openssl rand -hex 32`"
         )
     return key
+
+
+def archive_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
+    """Return the folder of the sealed trail."""
+    return Path(settings.audit.archive or embedded.state_folder(settings.server.state_dir, environ) / "archive")
 
 
 async def _kept_up(work: Callable[[], Awaitable[None]], observer: LogObserver) -> None:

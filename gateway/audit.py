@@ -1,4 +1,4 @@
-"""The records: what is written of a call before it is made, and of how it ended.
+"""The records: what is written of a call before it is made, and of how it ended; and how each names the one before it.
 
 `Record` is the allow-list: what has no field there is not recorded. No header, body, secret or number is; a number
 stands as its pseudonym, country and last two digits.
@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from hashlib import sha256
 from typing import Literal
 
 import msgspec
@@ -18,20 +19,28 @@ from gateway.errors import Refusal
 from gateway.model import Admission, Arrival, Attempt, Call, Caller, Outcome, Verdict
 from gateway.numbers import Pseudonyms
 
+Stage = Literal[
+    "intent", "outcome", "refusal", "abort", "change", "search", "open", "beat", "degraded", "recovered", "close"
+]  # fmt: skip
+
 
 class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One line of the audit trail. A field that does not apply is left out."""
 
-    stage: Literal["intent", "outcome", "refusal", "change"]
-    """`intent` before the vendor is called, `outcome` after it; `refusal` where it was not called; `change` of a key, slot or
-    limit."""
+    stage: Stage
+    """Of a call: `intent` before anything is decided, and one that closes it: `outcome` where the vendor was called,
+    `refusal` where it was not, `abort` where nobody knows or where it was decided anew. `refusal` alone: refused before the
+    limits were asked. `change` of a key, slot or limit; `search` by number. Of the writer itself: `open`, `beat`, `degraded`
+    and `recovered` with Redis, `close`."""
     writer: str = ""
-    """The process that wrote it. Set by the ledger, like `seq`."""
+    """The process that wrote it. Set by the writer, like `seq` and `prev`."""
     seq: int = -1
     """Rises by one with each record of a writer; with it, a record's identity."""
+    prev: str = ""
+    """`chained` of the writer's record before, in hexadecimal; left out of its first."""
     at: str
     """When the request arrived (intent, refusal) or ended (outcome); RFC 3339, UTC, milliseconds."""
-    request_id: str
+    request_id: str | None = None
     trace_id: str | None = None
     account: str
     service: str | None = None
@@ -62,10 +71,10 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     expiry_time: int | None = None
     expiry_duration: int | None = None
     both_expiry_fields: bool = False
-    decision: Literal["allowed", "denied"]
+    decision: Literal["allowed", "denied"] | None = None
+    """None where nothing is decided yet, and where nothing is to be."""
     intent: str | None = None
-    """`writer-seq` of the intent an outcome belongs to, or that a refusal, or an intent made without Redis, may have left
-    behind."""
+    """`writer-seq` of the intent that this closes, or of the change that was not made after all."""
     result: str | None = None
     """`answered`, `refused`, `failed` or `unknown`."""
     problem: str | None = None
@@ -101,6 +110,12 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Of a changed limit: when the change ends."""
     why: str | None = None
     """Of a changed limit: the operator's reason."""
+    version: str | None = None
+    """Of a writer that opens: the gateway's version."""
+    config: str | None = None
+    """Of a writer that opens: digest of its settings, without secrets."""
+    count: int = 1
+    """How many refusals of one kind it stands for, in a flood of them; times and ids are the first one's."""
     retry_after_seconds: int | None = None
     field: str | None = None
     """The body's field at fault, where it is one of the call's own."""
@@ -114,6 +129,11 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
         """`writer-seq`."""
         return f"{self.writer}-{self.seq}"
 
+    def says_the_same(self, other: Record) -> bool:
+        """Say whether another record differs from it in nothing but its place in the trail."""
+        place = {"writer": self.writer, "seq": self.seq, "prev": self.prev, "degraded": self.degraded}
+        return msgspec.structs.replace(other, **place) == self
+
 
 class Head(msgspec.Struct, kw_only=True):
     """What whoever reads a record back needs of it: which it is, when it was, and the intent it opens or closes."""
@@ -122,6 +142,7 @@ class Head(msgspec.Struct, kw_only=True):
     writer: str
     seq: int
     at: str
+    prev: str = ""
     key_id: str | None = None
     intent: str | None = None
 
@@ -134,6 +155,14 @@ class Head(msgspec.Struct, kw_only=True):
     def at_us(self) -> int:
         """Microseconds since 1970, to the millisecond. Raises: ValueError."""
         return int(unix_seconds(self.at) * 1000) * 1000
+
+
+def chained(record: bytes) -> bytes:
+    """Return the 32 bytes by which the next record of a writer names this one, as it is stored.
+
+    The leaf of RFC 6962, section 2.1, so that a record is hashed once for the chain and for the tree over all of them.
+    """
+    return sha256(b"\x00" + record).digest()
 
 
 _TOLD = re.compile(r"([^:=]+)(?::(m1|m2|mask))?=(\d+)/(\d+)([!?]?)(\d*)")
@@ -150,6 +179,7 @@ class Auditor:
     def intent(self, arrival: Arrival, call: Call, attempt: Attempt) -> Record:
         """Return what is recorded before the vendor is called."""
         record = self._blank("intent", arrival, call.caller, arrival.received_at)
+        record.decision = None
         self._describe(record, call)
         record.slot, record.credential, record.attempt = attempt.slot, attempt.version, attempt.number
         return record
@@ -173,8 +203,9 @@ class Auditor:
         refusal: Refusal | None,
         verdict: Verdict | None,
         ended_at: float,
+        intent: Record | None = None,
     ) -> Record:
-        """Return what is recorded of a call that was not made."""
+        """Return what is recorded of a call that was not made; `intent`: the one it closes, if that was recorded."""
         record = self._blank("refusal", arrival, caller, arrival.received_at)
         record.decision = "denied"
         if call is not None:
@@ -185,8 +216,8 @@ class Auditor:
             record.operation = record.operation or _text(refusal.facts.get("operation"))
             record.service = record.service or _text(refusal.facts.get("service"))
             record.key_id = record.key_id or _text(refusal.facts.get("key_id"))
-            # Redis may have taken the intent although its answer never came; this closes it.
-            record.intent = _text(refusal.facts.get("intent")) or None
+        if intent is not None and intent.seq >= 0:
+            record.intent = intent.id
         if verdict is not None:
             _weigh(record, verdict)
         self._conclude(record, arrival, outcome, ended_at)
@@ -315,6 +346,18 @@ def change(
         why=why,
         decision="allowed",
     )
+
+
+def abort(closed: Record, why: str, at: float, result: Literal["refused", "unknown"] | None = None) -> Record:
+    """Return the record that closes an intent which was not admitted, or tells that a change was not made.
+
+    `why`: `unknown_outcome` where nobody can tell. `at`: Unix seconds.
+    """
+    found = result or ("unknown" if why == "unknown_outcome" else "refused")
+    return msgspec.structs.replace(
+        closed, stage="abort", writer="", seq=-1, prev="", at=rfc3339(at),
+        intent=closed.id, decision=None, result=found, problem=why,
+    )  # fmt: skip
 
 
 def rfc3339(unix_seconds: float) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gateway.admission import Live, Policies
-from gateway.audit import Auditor, Record, change
+from gateway.audit import Auditor, Record, abort, change
 from gateway.credentials import Exchange
 from gateway.errors import Problem, Refusal
 from gateway.model import (
@@ -115,6 +115,27 @@ class Account:
     slots: Slots
     upstream: Upstream
 
+    async def ask(
+        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, at: float
+    ) -> Admission | Verdict | Outdated:
+        """Put a call to the ledger, whichever slot is active; an intent that is not admitted is withdrawn.
+
+        `at`: Unix seconds. Raises: Refusal `ledger_unavailable`.
+        """
+        try:
+            answer = await self.ledger.admit(call, charges, intent, epoch, None, self.policies.live)
+        except BaseException as error:
+            self.withdraw(intent, error.problem.slug if isinstance(error, Refusal) else Problem.internal.slug, at)
+            raise
+        if not isinstance(answer, Admission):
+            self.withdraw(intent, "decided_anew" if isinstance(answer, Outdated) else Problem.quota_exceeded.slug, at)
+        return answer
+
+    def withdraw(self, intent: Record, why: str, at: float) -> None:
+        """Close an intent that was not admitted, if it was recorded."""
+        if intent.seq >= 0:
+            self.ledger.settle(abort(intent, why, at))
+
     async def catch_up(self, outdated: Outdated) -> None:
         """Learn what changed since a call was decided. Raises: Refusal `ledger_unavailable`."""
         self.slots.active = outdated.active or self.slots.active
@@ -212,7 +233,7 @@ class Calling:
         while epoch is not None:
             intent = account.auditor.intent(arrival, made.call, attempt)
             charges = account.policies.draw_again(made.call.caller.principal, made.call.operation)
-            answer = await account.ledger.admit(unsigned, charges, intent, epoch, None, account.policies.live)
+            answer = await account.ask(unsigned, charges, intent, epoch, self.clock())
             if isinstance(answer, Verdict):
                 return False
             if isinstance(answer, Admission):

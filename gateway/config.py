@@ -120,6 +120,12 @@ def _reference(value: Any) -> SecretReference:
     raise _Wrong(wanted)
 
 
+def _references(value: Any) -> tuple[tuple[str, SecretReference], ...]:
+    if not isinstance(value, Mapping):
+        raise _Wrong('must be a table like { k1 = { file = "/path" } }')
+    return tuple((_name(name), _reference(reference)) for name, reference in value.items())
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise _Wrong("must be a text")
@@ -513,6 +519,33 @@ class Audit:
         _one_of("spool", "refuse"),
         "spool",
     )
+    pseudonym_keys: tuple[tuple[str, SecretReference], ...] = _s(
+        "references to earlier pseudonym keys, by their names; numbers are found under these too. Take one out, and destroy "
+        "it, and the numbers under it are nobody's any more",
+        _references,
+        (),
+    )
+    journal_bytes_max: int = _s(
+        "most bytes that wait for Redis in one process, and most that are kept until they are sealed", _between(1, 2**40), 2**28
+    )
+    journal_seconds_max: int = _s("longest that records wait for Redis before no more calls are made", _between(1, 2**31), 86_400)
+    disk_free_bytes_min: int = _s(
+        "free bytes of the journal's disk below which no call is recorded there alone", _between(0, 2**50), 2**26
+    )
+    archive: str = _s("folder of the sealed trail; empty: `archive` in the state folder", _text, "")
+    sealing: str = _s(
+        "who seals the trail: `serve`, a process beside the workers; `apart`, `gateway audit seal`; `auto`, the first with the "
+        "embedded server, else the second",
+        _one_of("auto", "serve", "apart"),
+        "auto",
+    )
+    signing_key: SecretReference | None = _s(
+        "reference to the sealer's key, which `gateway audit signing-key` makes; none: one is made in the state folder",
+        _reference,
+        None,
+    )
+    keep_days: int = _s("how long sealed records are kept; 0: for ever", _between(0, 100_000), 0)
+    stream_hours: int = _s("how long sealed records stay in Redis too", _between(0, 100_000), 24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

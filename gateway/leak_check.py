@@ -37,6 +37,8 @@ from gateway.ledger.connect import opened
 from gateway.model import UNSET_PATH
 from gateway.processes import Child, ProcessError, command
 from gateway.sandbox.faults import ANSWERS
+from gateway.trail.export import FORMATS
+from gateway.trail.note import Signer
 from gateway.trail.table import leak_table, show
 
 _SET_PATH: Final = "/api/v2/Masking/set"
@@ -81,6 +83,8 @@ rate = "100000/s"
 burst = 100000
 [audit]
 pseudonym_key = {{ env = "LEAK_CHECK_PSEUDONYM_KEY" }}
+sealing = "serve"
+signing_key = {{ file = {signing} }}
 """
 
 
@@ -183,8 +187,14 @@ class _Check:
         self._ssid, self._user, self._token = f"ven-ssid-{mark}-Aq7", f"ven-user-{mark}-Bq7", f"ven-token-{mark}-Cq7"
         self._alien, self._pseudonym_key = f"ali-cred-{mark}-Dq7", secrets.token_hex(32)
         self._m1, self._m2 = f"98{secrets.randbelow(10**8):08d}", f"97{secrets.randbelow(10**8):08d}"
+        self._sealing_key = Signer.generate("leak-check")
         self._planted = Planted(
-            vendor={"vendor ssid": self._ssid, "vendor token": self._token, "pseudonym key": self._pseudonym_key},
+            vendor={
+                "vendor ssid": self._ssid,
+                "vendor token": self._token,
+                "pseudonym key": self._pseudonym_key,
+                "signing key": self._sealing_key.text().rpartition("+")[2],
+            },
             callers={"alien credential": self._alien},
             numbers={"m1": self._m1, "m2": self._m2},
         )
@@ -205,6 +215,7 @@ class _Check:
         published = json.loads(jwt.get_algorithm_by_name("ES256").to_jwk(self._workload_key.public_key()))
         (self._folder / "jwks.json").write_text(json.dumps({"keys": [published | {"kid": "k"}]}))
         (self._folder / "ssid").write_text(self._ssid + "\n")
+        (self._folder / "signing").write_text(self._sealing_key.text())
         self._config = self._folder / "gateway.toml"
         self._config.write_text(
             _CONFIG.format(
@@ -212,6 +223,7 @@ class _Check:
                 redis=self._store.url,
                 brand=self._brand,
                 ssid=json.dumps(str(self._folder / "ssid")),
+                signing=json.dumps(str(self._folder / "signing")),
                 python=json.dumps(sys.executable),
                 issuer=_ISSUER,
                 jwks=json.dumps(str(self._folder / "jwks.json")),
@@ -360,6 +372,9 @@ class _Check:
             ("limits", "set", f"{self._key}:{self._m2}x", "9/s", "--for", "1s", "--why", "leak check"),
             ("limits", "replay", "--since", "1h"), ("limits", "replay", "--json", "--rate", "1/s", "--burst", "1"),
             ("upstream", "list"), ("upstream", "check"), ("upstream", "promote"), ("upstream", "rollback"),
+            ("audit", "unknown", "--json"), ("audit", "report"), ("audit", "pseudonym-keys"),
+            ("audit", "prove", "nobody-asked-this"),
+            ("audit", "verify", "--json"), *(("audit", "export", f"--format={name}") for name in FORMATS),
             ("check",), ("check", "--offline"), ("--version",),
         )  # fmt: skip
         with ThreadPoolExecutor() as pool:
@@ -410,7 +425,7 @@ class _Check:
             *scan({"answers to callers": sinks["answers to callers"]}, planted.vendor),
             *scan(
                 {"what the vendor got": sinks["what the vendor got"]},
-                planted.callers | {"pseudonym key": planted.vendor["pseudonym key"]},
+                planted.callers | {name: planted.vendor[name] for name in ("pseudonym key", "signing key")},
             ),
         ]
 

@@ -230,8 +230,6 @@ class Verdict:
     """Same length and order as the charges."""
     degraded: bool = False
     """Whether it was given without Redis."""
-    left_behind: str | None = None
-    """Id of an intent that Redis may have recorded all the same; None: of none."""
 
     @property
     def refused(self) -> tuple[Meter, ...]:
@@ -258,7 +256,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Outdated:
-    """The ledger's word that a call was decided by what is no longer so. Nothing was charged or recorded."""
+    """The ledger's word that a call was decided by what is no longer so. Nothing was charged."""
 
     epoch: int
     """Epoch the copy of the keys must have reached."""

@@ -50,7 +50,7 @@ class _Story:
     caller: Caller | None = None
     call: Call | None = None
     pending: Record | None = None
-    """An intent that was put to the ledger, which has not answered."""
+    """An intent that was put to the ledger and is not admitted; what ends the story closes it, if it was recorded."""
     made: Made | None = None
     verdict: Verdict | None = None
     refusal: Refusal | None = None
@@ -123,10 +123,10 @@ class Pipeline:
             credential = account.slots.choose(account.vault.loaded)
             attempt = Attempt(1, credential.slot, credential.version)
             charges = account.policies.charges(story.call)
-            story.pending = intent = account.auditor.intent(arrival, story.call, attempt)
+            intent = self._intent(story, account.auditor.intent(arrival, story.call, attempt))
             answer = await account.ledger.admit(story.call, charges, intent, epoch, account.slots.active, account.policies.live)
-            story.pending = None
             if isinstance(answer, Admission):
+                story.pending = None
                 story.verdict = answer.verdict
                 self.calling.observer.recorded(intent)
                 return Made(account, story.call, answer, attempt, credential, Held(answer.record_id, answer.held))
@@ -137,6 +137,16 @@ class Pipeline:
                 await account.catch_up(answer)
                 await self.identities.reach(answer.epoch)
         raise Refusal(Problem.ledger_unavailable)
+
+    def _intent(self, story: _Story, intent: Record) -> Record:
+        """Return the intent to be put to the ledger: the one that stands in the trail already, where it says the same."""
+        before = story.pending
+        if before is not None and before.seq >= 0:
+            if before.says_the_same(intent):
+                return before
+            self.accounts[before.account].withdraw(before, "decided_anew", self.clock())
+        story.pending = intent
+        return intent
 
     async def _authenticate(self, arrival: Arrival, document: Document) -> Caller:
         try:
@@ -155,7 +165,9 @@ class Pipeline:
         if story.made is not None:
             record = auditor.outcome(arrival, story.made.admission, outcome, ended_at, story.made.attempt)
         else:
-            record = auditor.refusal(arrival, story.caller, story.call, outcome, story.refusal, story.verdict, ended_at)
+            record = auditor.refusal(
+                arrival, story.caller, story.call, outcome, story.refusal, story.verdict, ended_at, story.pending
+            )
         if story.caller is not None:
             self.identities.used(story.caller, arrival.received_at)
         story.account.ledger.settle(record, story.made.held if story.made is not None else None)
@@ -167,7 +179,5 @@ class Pipeline:
 
 
 def _broken(story: _Story, arrival: Arrival, error: BaseException) -> Outcome:
-    # The ledger may have taken the intent, or take it yet; the record of the refusal closes it.
-    left_behind = story.pending.id if story.pending is not None else ""
-    story.refusal = Refusal(Problem.internal, error=type(error).__name__, intent=left_behind)
+    story.refusal = Refusal(Problem.internal, error=type(error).__name__)
     return outcome_of(story.refusal, arrival.request_id)

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from typing import Final
 
 _READY_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 50.0
+_AGAIN_SECONDS: Final = 5.0
 _ADDRESS: Final = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -63,6 +65,40 @@ class Child:
             self._process.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
+
+
+class Beside:
+    """A command that runs beside a server, with its output; started again when it ends, until the server is done."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """Start it."""
+        self._words = [*words, "--beside", str(os.getpid())]
+        self._done = threading.Event()
+        self._process = self._started()
+        self._watch = threading.Thread(target=self._keep, daemon=True)
+        self._watch.start()
+
+    def stop(self) -> None:
+        """End it, and wait until it has ended."""
+        self._done.set()
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._watch.join()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        # A session of its own: Ctrl-C is for the server, which stops its parts in order.
+        return subprocess.Popen([sys.executable, "-m", "gateway", *self._words], start_new_session=True)
+
+    def _keep(self) -> None:
+        while not self._done.is_set():
+            self._process.wait()
+            if self._done.wait(_AGAIN_SECONDS):
+                return
+            self._process = self._started()
 
 
 def command(words: Sequence[str], environ: Mapping[str, str], *, show: bool = False) -> subprocess.CompletedProcess[str]:

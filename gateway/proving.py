@@ -54,11 +54,11 @@ class Prover:
         call = Call(caller, self.name, OPERATIONS[0], {"m1": _NOBODY, "m2": _NOBODY}, expiry_duration=-1)
         arrival = Arrival(self.new_id(), self.clock(), b"")
         attempt = Attempt(1, credential.slot, credential.version)
-        intent = auditor.intent(arrival, call, attempt)
         policies = self.account.policies
         while True:
+            intent = auditor.intent(arrival, call, attempt)
             charges = policies.draw_again(caller.principal, call.operation)
-            admission = await ledger.admit(call, charges, intent, _DECIDED_BY_NO_KEY, None, policies.live)
+            admission = await self.account.ask(call, charges, intent, _DECIDED_BY_NO_KEY, self.clock())
             if not isinstance(admission, Outdated):
                 break
             await self.account.catch_up(admission)

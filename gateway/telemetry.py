@@ -13,7 +13,7 @@ import structlog
 
 from gateway.audit import Record, rfc3339
 
-_EVENTS: Final = {"intent": "call.admitted", "outcome": "call.answered", "refusal": "call.refused", "change": "settings.changed"}
+_EVENTS: Final = {"intent": "call.admitted", "outcome": "call.answered", "refusal": "call.refused"}
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
 
 Logger = structlog.typing.FilteringBoundLogger

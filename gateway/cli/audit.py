@@ -1,48 +1,89 @@
-"""`gateway audit`: the newest records, and every record that fits."""
+"""`gateway audit`: the newest records, every record that fits, what nobody knows the outcome of, sums, and exports."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Final
 
-from gateway.cli.opened import Opened, instant, with_store
-from gateway.ledger.registry import TAG
+from gateway.audit import Record, rfc3339
+from gateway.cli.opened import Opened, UsageError, instant, operator, tell, with_store
+from gateway.cli.seal import add_seal
+from gateway.ledger.names import KEYS_TAG
+from gateway.model import PhoneNumber
+from gateway.trail.archive import Reader, write_whole
+from gateway.trail.export import FORMATS, NotExportable
+from gateway.trail.index import BrokenIndex
 from gateway.trail.search import Query, Row, Trail
-from gateway.trail.table import record_table, show
+from gateway.trail.table import pseudonym_key_table, record_table, report_table, show
 
 _TAIL: Final = 20
+_PAGE: Final = 100
+_EXPORTED_AT_ONCE: Final = 1000
+_FOLLOW_SECONDS: Final = 1.0
 
 
 def add_audit(parser: argparse.ArgumentParser, configured: argparse.ArgumentParser) -> None:
     """Add the subcommands to `gateway audit`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sought = argparse.ArgumentParser(add_help=False, parents=[configured])
-    sought.add_argument("--number", help="in any way of writing it")
+    spanned = argparse.ArgumentParser(add_help=False, parents=[configured])
+    spanned.add_argument("--since", metavar="WHEN", help="1h, 7d, or a time")
+    spanned.add_argument("--until", metavar="WHEN")
+    sought = argparse.ArgumentParser(add_help=False, parents=[spanned])
+    sought.add_argument("--number", help="in any way of writing it; the search is recorded")
     sought.add_argument("--service")
     sought.add_argument("--key-id")
-    sought.add_argument("--account", help="one vendor account, or :keys for the changes of keys; all if not given")
+    sought.add_argument("--account", help="one vendor account, or :keys for keys and searches; all if not given")
     sought.add_argument("--source", help="IP address of the caller")
     sought.add_argument("--decision", choices=("allowed", "denied"))
     sought.add_argument("--result", choices=("answered", "refused", "failed", "unknown"))
     sought.add_argument("--code", type=int, help="the vendor's code")
     sought.add_argument("--problem", help="slug of the error table")
+    sought.add_argument("--stage", help="intent, outcome, refusal, abort, change, search, open, close, …")
     sought.add_argument("--request-id")
-    sought.add_argument("--since", metavar="WHEN", help="1h, 7d, or a time")
-    sought.add_argument("--until", metavar="WHEN")
-    sought.add_argument("--json", action="store_true", help="one JSON object a line")
-    command = commands.add_parser("tail", parents=[sought], help="the newest records")
+    shown = argparse.ArgumentParser(add_help=False)
+    shown.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    command = commands.add_parser("tail", parents=[sought, shown], help="the newest records")
     command.add_argument("--follow", "-f", action="store_true")
     command.add_argument("--count", "-n", type=int, default=_TAIL)
     command.set_defaults(run=_tail)
-    command = commands.add_parser("search", parents=[sought], help="every record that fits; status 1 if there is none")
+
+    command = commands.add_parser("search", parents=[sought, shown], help="every record that fits; status 1 if there is none")
+    command.add_argument(
+        "--page", nargs="?", const="", metavar="OLDER", help=f"the newest {_PAGE} only, or those before a page that told OLDER"
+    )
     command.set_defaults(run=_search)
+
+    command = commands.add_parser(
+        "unknown", parents=[spanned, shown], help="calls of which nobody knows whether the vendor acted; status 1 if there is one"
+    )
+    command.set_defaults(run=_unknown)
+
+    command = commands.add_parser("report", parents=[spanned, shown], help="calls by service and day, from what is sealed")
+    command.set_defaults(run=_report)
+
+    command = commands.add_parser("export", parents=[sought], help="what is sealed, for other tools")
+    command.add_argument("--format", choices=tuple(FORMATS), default="jsonl")
+    command.add_argument("--cursor", type=Path, metavar="FILE", help="where to go on from, kept there; made at the first time")
+    command.add_argument("--follow", "-f", action="store_true", help="go on with what is sealed from now on")
+    command.set_defaults(run=_export)
+
+    command = commands.add_parser("pseudonym-keys", parents=[configured, shown], help="which keys numbers are hidden with")
+    command.set_defaults(run=_pseudonym_keys)
+    add_seal(commands, configured)
 
 
 def _tail(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        query = _query(arguments, opened)
+        query = await _query(arguments, opened)
         async with _trail(arguments, opened) as trail:
             rows, last = await trail.newest(query, arguments.count)
             _print(rows, arguments.json)
@@ -51,13 +92,15 @@ def _tail(arguments: argparse.Namespace) -> int:
                     _print([row], arguments.json, heading=False)
         return 0
 
-    return with_store(arguments, work)
+    return _with_trail(arguments, work)
 
 
 def _search(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        query = _query(arguments, opened)
+        query = await _query(arguments, opened)
         async with _trail(arguments, opened) as trail:
+            if arguments.page is not None:
+                return await _one_page(arguments, trail, query)
             rows = []
             async for row in trail.search(query):
                 rows.append(row)
@@ -67,19 +110,120 @@ def _search(arguments: argparse.Namespace) -> int:
             _print(rows, arguments.json)
         return 0 if rows else 1
 
-    return with_store(arguments, work)
+    return _with_trail(arguments, work)
+
+
+async def _one_page(arguments: argparse.Namespace, trail: Trail, query: Query) -> int:
+    try:
+        page = await trail.page(query, _PAGE, arguments.page or None)
+    except ValueError as error:
+        raise UsageError(f"--page: {error}") from None
+    _print(page.rows, arguments.json)
+    if page.older is not None:
+        print(f"older: --page {page.older}", file=sys.stderr)
+    return 0 if page.rows else 1
+
+
+def _unknown(arguments: argparse.Namespace) -> int:
+    async def work(opened: Opened) -> int:
+        query = Query(result="unknown", since=instant("--since", arguments.since), until=instant("--until", arguments.until))
+        async with opened.trail(opened.accounts(None)) as trail:
+            rows = [row async for row in trail.search(query)]
+        _print(rows, arguments.json)
+        return 1 if rows else 0
+
+    return _with_trail(arguments, work)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    async def work(opened: Opened) -> int:
+        days = _sealed(opened).index.report(instant("--since", arguments.since), instant("--until", arguments.until))
+        tell([day._asdict() for day in days], report_table, as_json=arguments.json)
+        return 0
+
+    return _with_trail(arguments, work)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    async def work(opened: Opened) -> int:
+        query, reader = await _query(arguments, opened), _sealed(opened)
+        after = _read_cursor(arguments.cursor)
+        write, left_out = FORMATS[arguments.format], 0
+        if after < 0:
+            sys.stdout.buffer.write(write.header)
+        while True:
+            size = reader.refresh()
+            while found := reader.index.find(query, after=after, before=size, limit=_EXPORTED_AT_ONCE):
+                for record in reader.records(found):
+                    try:
+                        sys.stdout.buffer.write(write.line(record))
+                    except NotExportable:
+                        left_out += 1
+                # On its way before the cursor moves: what is cut off in between is written twice, never left out.
+                sys.stdout.buffer.flush()
+                after = found[-1][0]
+                _write_cursor(arguments.cursor, after)
+            if not arguments.follow:
+                break
+            await asyncio.sleep(_FOLLOW_SECONDS)
+        if left_out:
+            print(f"gateway: {left_out} records cannot be told in this format; see them as jsonl", file=sys.stderr)
+        return 0
+
+    return _with_trail(arguments, work)
+
+
+def _pseudonym_keys(arguments: argparse.Namespace) -> int:
+    async def work(opened: Opened) -> int:
+        audit = opened.settings.audit
+        kept = {name for name, _ in audit.pseudonym_keys}
+        used = {use.key_id: use for use in (_sealed(opened).index.pseudonym_keys() if opened.reader is not None else [])}
+        rows = []
+        for name in dict.fromkeys((audit.pseudonym_key_id, *kept, *used)):
+            state = "current" if name == audit.pseudonym_key_id else "kept" if name in kept else "destroyed"
+            use = used.get(name)
+            rows.append({
+                "key": name, "state": state, "records": use.records if use else 0,
+                "first": use.first if use else None, "last": use.last if use else None,
+            })  # fmt: skip
+        tell(rows, pseudonym_key_table, as_json=arguments.json)
+        return 0
+
+    return _with_trail(arguments, work)
+
+
+def _with_trail(arguments: argparse.Namespace, work: Callable[[Opened], Awaitable[int]]) -> int:
+    try:
+        return with_store(arguments, work)
+    except BrokenIndex as error:
+        raise UsageError(str(error)) from None
+
+
+def _sealed(opened: Opened) -> Reader:
+    if opened.reader is None:
+        raise UsageError("there is no sealed trail on this machine: run this beside the sealer, or set audit.archive")
+    return opened.reader
 
 
 def _trail(arguments: argparse.Namespace, opened: Opened) -> AbstractAsyncContextManager[Trail]:
-    if arguments.account == TAG:
-        return opened.trail([TAG])
+    if arguments.account == KEYS_TAG:
+        return opened.trail([KEYS_TAG])
     accounts = opened.accounts(arguments.account)
-    return opened.trail(accounts if arguments.account else [*accounts, TAG])
+    # Of a number the trail of keys tells nothing but who searched for it.
+    return opened.trail(accounts if arguments.account or arguments.number else [*accounts, KEYS_TAG])
 
 
-def _query(arguments: argparse.Namespace, opened: Opened) -> Query:
+async def _query(arguments: argparse.Namespace, opened: Opened) -> Query:
+    """Return what is asked for; who asks for a number is recorded before anything is told of it."""
+    pseudonyms: tuple[str, ...] = ()
+    if arguments.number:
+        number = opened.number("--number", arguments.number)
+        pseudonyms = opened.pseudonyms_ever(number)
+        await opened.registry.record(_searched(opened, number, pseudonyms[0]))
     return Query(
-        pseudonym=opened.pseudonym("--number", arguments.number) if arguments.number else None,
+        pseudonyms=pseudonyms,
+        stage=arguments.stage,
+        account=arguments.account,
         service=arguments.service,
         key_id=arguments.key_id,
         source=arguments.source,
@@ -91,6 +235,35 @@ def _query(arguments: argparse.Namespace, opened: Opened) -> Query:
         since=instant("--since", arguments.since),
         until=instant("--until", arguments.until),
     )
+
+
+def _searched(opened: Opened, number: PhoneNumber, pseudonym: str) -> Record:
+    return Record(
+        stage="search",
+        at=rfc3339(time.time()),
+        request_id=secrets.token_hex(16),
+        account=KEYS_TAG,
+        operator=operator(),
+        m1=pseudonym,
+        m1_country=number.country,
+        m1_last2=number.e164[-2:],
+        pseudonym_key=opened.pseudonyms.key_id,
+    )
+
+
+def _read_cursor(path: Path | None) -> int:
+    """Return the place of the last record that was exported; -1: none was. Raises: UsageError."""
+    if path is None or not path.exists():
+        return -1
+    text = path.read_text(encoding="utf-8").strip()
+    if not text.isdecimal():
+        raise UsageError(f"--cursor: {path} is no cursor of an export; name another file, or remove it to begin anew")
+    return int(text)
+
+
+def _write_cursor(path: Path | None, place: int) -> None:
+    if path is not None:
+        write_whole(path, f"{place}\n".encode())
 
 
 def _print(rows: list[Row], as_json: bool, heading: bool = True) -> None:

@@ -23,7 +23,8 @@ from gateway.cli.keys import key_record
 from gateway.cli.opened import Opened, UsageError, change_limits, operator, span, with_store
 from gateway.keys import KeyEntry, KeyVersion
 from gateway.ledger.limits import DRILL, Change, Changes, Made
-from gateway.ledger.store import Names, RedisLedger
+from gateway.ledger.names import Names
+from gateway.ledger.store import RedisLedger
 from gateway.model import UNSET_PATH, Bindings
 from gateway.trail.table import show, text_table
 

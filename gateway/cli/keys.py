@@ -17,7 +17,8 @@ from gateway import addresses, audit, keys, signatures
 from gateway.cli.opened import Opened, UsageError, operator, span, tell, with_store
 from gateway.config import PREFIX
 from gateway.keys import KeyEntry, KeyVersion
-from gateway.ledger.registry import TAG, Changed, KeyUse
+from gateway.ledger.names import KEYS_TAG
+from gateway.ledger.registry import Changed, KeyUse
 from gateway.model import OPERATIONS, Bindings
 from gateway.trail.table import key_table
 
@@ -239,7 +240,7 @@ def key_record(what: str, entry: KeyEntry, version: KeyVersion | None) -> audit.
         what,
         at=time.time(),
         request_id=secrets.token_hex(16),
-        account=TAG,
+        account=KEYS_TAG,
         operator=operator(),
         service=entry.service,
         key_id=entry.key_id,

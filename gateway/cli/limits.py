@@ -233,7 +233,8 @@ def _history(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         async with opened.trail(opened.accounts(arguments.account)) as trail:
             rows = [row async for row in trail.search(Query(stage="change")) if row["change"].startswith(("limit.", "drill."))]
-        tell(rows, change_table, as_json=arguments.json)
+            not_made = {row["intent"] async for row in trail.search(Query(stage="abort")) if "change" in row}
+        tell([row for row in rows if f"{row['writer']}-{row['seq']}" not in not_made], change_table, as_json=arguments.json)
         return 0
 
     return with_store(arguments, work)

@@ -20,6 +20,7 @@ from gateway.cli.upstream import add_upstream
 from gateway.config import WORKERS_MAX, ConfigError
 from gateway.embedded import EmbeddedError
 from gateway.errors import Refusal
+from gateway.processes import Beside
 from gateway.server import BindError, bind, serve
 from gateway.telemetry import make_logger
 from gateway.vault import SecretUnreadable
@@ -74,7 +75,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         os.environ[CONFIG_VARIABLE] = str(path)
         check.durability(config.parse(check.document(path), os.environ), os.environ, log)
         log.info("gateway.listening", address=f"http://{host}:{port}", workers=workers)
-        serve(settings, listener, workers)
+        inside = settings.audit.sealing == "serve" or (settings.audit.sealing == "auto" and store is not None)
+        sealer = Beside(["audit", "seal", "--config", str(path)]) if inside else None
+        try:
+            serve(settings, listener, workers)
+        finally:
+            # After the workers: their last records are to be sealed too.
+            if sealer is not None:
+                sealer.stop()
     finally:
         listener.close()
         if store is not None:

@@ -22,15 +22,19 @@ from rich.table import Table
 
 from gateway import demo, embedded
 from gateway.admission import Policies
-from gateway.app import make_ledger, make_policies, make_registry, make_vault, read_pseudonym_key
+from gateway.app import archive_folder, make_ledger, make_policies, make_registry, make_vault, read_pseudonym_key
 from gateway.check import load
 from gateway.config import Settings
 from gateway.ledger import limits
 from gateway.ledger.connect import opened as opened_client
+from gateway.ledger.names import Names
 from gateway.ledger.registry import KeyRegistry
-from gateway.ledger.store import Names, RedisLedger
+from gateway.ledger.store import RedisLedger
+from gateway.model import PhoneNumber
 from gateway.numbers import Pseudonyms, read_number
 from gateway.telemetry import make_logger
+from gateway.trail.archive import STATE, ArchiveError, Reader
+from gateway.trail.index import BrokenIndex
 from gateway.trail.search import Trail
 from gateway.trail.table import show
 from gateway.vault import Vault, read_secret
@@ -76,10 +80,19 @@ class Opened:
 
     def pseudonym(self, option: str, text: str) -> str:
         """Return the pseudonym of a number, in any way of writing it. Raises: UsageError, SecretUnreadable."""
+        return self.pseudonyms.of(self.number(option, text).e164)
+
+    def number(self, option: str, text: str) -> PhoneNumber:
+        """Return a number, in any way of writing it. Raises: UsageError."""
         number = read_number(text, self.settings.validation.default_region)
         if number is None:
             raise UsageError(f"{option}: is not a telephone number; write it like +919876543210")
-        return self.pseudonyms.of(number.e164)
+        return number
+
+    def pseudonyms_ever(self, number: PhoneNumber) -> tuple[str, ...]:
+        """Return a number's pseudonyms, under the current key first, then under earlier ones. Raises: SecretUnreadable."""
+        earlier = (Pseudonyms(read_secret(reference, os.environ), name) for name, reference in self.settings.audit.pseudonym_keys)
+        return tuple(dict.fromkeys(keys.of(number.e164) for keys in (self.pseudonyms, *earlier)))
 
     def accounts(self, asked: str | None) -> list[str]:
         """Return the account that was asked for, or all. Raises: UsageError."""
@@ -96,11 +109,28 @@ class Opened:
 
     @asynccontextmanager
     async def trail(self, accounts: list[str]) -> AsyncIterator[Trail]:
-        """Open a connection to audit streams, without the short time-outs of the hot path."""
+        """Open the trail of some accounts: what is sealed, where it is on this machine, and what is live."""
+        async with self.client() as client:
+            yield Trail(client, [Names(account).audit for account in accounts], self.reader)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Any]:
+        """Open a connection to Redis without the short time-outs of the hot path. Raises: Refusal `ledger_unavailable`."""
         redis = self.settings.redis
         password = read_secret(redis.password, os.environ) if redis.password else None
         async with opened_client(redis, password, read_seconds=_READ_SECONDS) as client:
-            yield Trail(client, [Names(account).audit for account in accounts])
+            yield client
+
+    @cached_property
+    def reader(self) -> Reader | None:
+        """The sealed trail, closed when the command ends; None: it is not on this machine. Raises: UsageError, OSError."""
+        folder = archive_folder(self.settings, os.environ)
+        if not (folder / STATE).exists():
+            return None
+        try:
+            return self.stack.enter_context(Reader(folder))
+        except (ArchiveError, BrokenIndex) as error:
+            raise UsageError(str(error)) from None
 
     def vault(self, account: str) -> Vault:
         """Return an account's credentials. Raises: SecretUnreadable."""

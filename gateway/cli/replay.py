@@ -16,7 +16,7 @@ from gateway.admission import Policies
 from gateway.cli.candidate import read_candidate
 from gateway.cli.opened import Opened, UsageError, instant, with_store
 from gateway.config import ConfigError, Rate, read_policies
-from gateway.ledger.store import Names
+from gateway.ledger.names import Names
 from gateway.model import DIMENSIONS, Limit
 from gateway.trail import plot
 from gateway.trail.replay import Replay, Tally, hours, in_order, smallest_rate

@@ -1,25 +1,28 @@
--- Charges every limit, spends the nonce and records the intent, or does nothing. Times: integer microseconds of Redis' clock.
--- KEYS: epoch of the keys, active slot, version of the limits, audit stream, open intents, nonce, then each limit, followed
--- by where it is kept which of the call's numbers were touched.
--- ARGV: epoch, slot and version the call was decided by (slot '', version '*' for any), until when that version holds (0: for
--- good), record id, what stays open, record, milliseconds the nonce is kept (0: there is none), figures of each limit in
--- MessagePack: shadow (0, 1), interval, tolerance, milliseconds a number counts as touched, how many there are to look at;
--- an interval of 0 counts calls under way: their most in place of the tolerance, then milliseconds a place is kept.
+-- Records the intent; then charges every limit and spends the nonce, or neither. Times: integer microseconds of Redis' clock.
+-- KEYS: tips, audit stream, epoch of the keys, active slot, version of the limits, open intents, nonce, then each limit,
+-- followed by where it is kept which of the call's numbers were touched.
+-- ARGV: writer, how the record is sent, seq, prev, hash, record, its id, epoch, slot and version the call was decided by (slot
+-- '', version '*' for any), until when that version holds (0: for good), what stays open, milliseconds the nonce is kept (0:
+-- there is none), figures of each limit in MessagePack: shadow (0, 1), interval, tolerance, milliseconds a number counts as
+-- touched, how many there are to look at; an interval of 0 counts calls under way: their most in place of the tolerance, then
+-- milliseconds a place is kept.
 -- Returns {status, now, figure of each limit}: 'admitted' with what it became, 'denied' with what it was, a time or the
--- calls under way, negative where the limit refused; 'replayed'; {'outdated', epoch, slot, version}.
-local FIRST = 7
-local known = redis.call('MGET', KEYS[1], KEYS[2], KEYS[3])
+-- calls under way, negative where the limit refused; 'replayed'; {'outdated', epoch, slot, version}; what append.lua says.
+local FIRST = 8
+local behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+if behind then return behind end
+local known = redis.call('MGET', KEYS[3], KEYS[4], KEYS[5])
 local epoch, slot, version = tonumber(known[1] or 0), known[2] or 'primary', known[3] or ''
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 -- Said as a version nobody has, so that the asker reads again what holds now.
-if ARGV[4] ~= '0' and now >= tonumber(ARGV[4]) then version = '?' end
-if epoch > tonumber(ARGV[1]) or (ARGV[2] ~= '' and ARGV[2] ~= slot) or (ARGV[3] ~= '*' and ARGV[3] ~= version) then
+if ARGV[11] ~= '0' and now >= tonumber(ARGV[11]) then version = '?' end
+if epoch > tonumber(ARGV[8]) or (ARGV[9] ~= '' and ARGV[9] ~= slot) or (ARGV[10] ~= '*' and ARGV[10] ~= version) then
   return {'outdated', string.format('%.0f', epoch), slot, version}
 end
-local nonce = ARGV[8] ~= '0' and KEYS[6]
+local nonce = ARGV[13] ~= '0' and KEYS[7]
 if nonce and redis.call('EXISTS', nonce) == 1 then return {'replayed'} end
-local limits, status, key = {cmsgpack.unpack(ARGV[9])}, 'admitted', FIRST
+local limits, status, key = {cmsgpack.unpack(ARGV[14])}, 'admitted', FIRST
 local function keep(at_key, at, interval, burst)
   -- %.0f: Lua would write large numbers as 1.7e+15.
   redis.call('SET', KEYS[at_key], string.format('%.0f %.0f %.0f', at, interval, burst), 'PX', math.ceil((at - now) / 1000))
@@ -61,7 +64,7 @@ for i, limit in ipairs(limits) do
   if status == 'admitted' and not limit.refuses then
     if interval == 0 then
       limit.figure = limit.figure + 1
-      redis.call('ZADD', KEYS[limit.key], string.format('%.0f', now + life * 1000), ARGV[5])
+      redis.call('ZADD', KEYS[limit.key], string.format('%.0f', now + life * 1000), ARGV[7])
       redis.call('PEXPIRE', KEYS[limit.key], life)
     elseif limit.units > 0 then
       limit.figure = limit.figure + limit.units * interval
@@ -72,8 +75,7 @@ for i, limit in ipairs(limits) do
   figures[i] = limit.refuses and -limit.figure or limit.figure
 end
 if status == 'admitted' then
-  if nonce then redis.call('SET', nonce, '1', 'PX', ARGV[8]) end
-  redis.call('XADD', KEYS[4], '*', 'r', ARGV[7])
-  redis.call('HSET', KEYS[5], ARGV[5], string.format('%.0f', now) .. ' ' .. ARGV[6])
+  if nonce then redis.call('SET', nonce, '1', 'PX', ARGV[13]) end
+  redis.call('HSET', KEYS[6], ARGV[7], string.format('%.0f', now) .. ' ' .. ARGV[12])
 end
 return {status, now, unpack(figures)}

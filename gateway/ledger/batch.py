@@ -15,12 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError, TryAgainError
+from redis.exceptions import NoScriptError, RedisError, ResponseError, TryAgainError
 
-from gateway.ledger.connect import Command
+from gateway.ledger.connect import FAULTS, Command
 
-# redis-py raises the first where it finds no node of a cluster to ask; it is none of its other errors.
-_AWAY: Final = (RedisClusterException, RedisError, OSError, TimeoutError)
 _BATCH_MAX: Final = 256
 _WAITING_MAX: Final = 20_000
 _PAUSE_FIRST_SECONDS: Final = 0.25
@@ -53,17 +51,20 @@ class Batch:
         reconnect: Callable[[], Any],
         changed: Callable[[bool, str], None],
         probe: str,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         """`exchange` sends commands and returns their answers; `reconnect` drops all connections.
 
         `changed(up, why)` is told when Redis goes away and comes back.
 
-        `probe` is the name of a Redis key that is written to see whether Redis is back.
+        `probe` is the name of a Redis key that is written to see whether Redis is back; `before` is called before commands
+        are sent.
         """
         self._exchange_all = exchange
         self._timeout_seconds = timeout_seconds
         self._reconnect = reconnect
         self._changed = changed
+        self._before = before
         self._probe: Command = ("SET", probe, "1", "PX", 1000)
         self._waiting: deque[tuple[Command, asyncio.Future[Any]]] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -118,10 +119,11 @@ class Batch:
             self._worker = None
 
     async def _exchange(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
+        self._before()
         try:
             async with _patient(self._timeout_seconds):
                 results = await self._send([command for command, _ in batch])
-        except _AWAY as error:
+        except FAULTS as error:
             await self._lost(type(error).__name__, batch)
             return
         except BaseException:

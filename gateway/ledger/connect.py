@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import hiredis
@@ -15,12 +15,14 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from gateway.config import Redis as Settings
 from gateway.errors import Problem, Refusal
 from gateway.model import Secret
 
+FAULTS: Final = (RedisClusterException, RedisError, OSError, TimeoutError)
+"""What a Redis that is away raises. redis-py raises the first where it finds no node of a cluster to ask."""
 Command = tuple[Any, ...]
 """Its name and its words: text, bytes or numbers."""
 

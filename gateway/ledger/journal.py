@@ -1,6 +1,7 @@
-"""Where records wait while Redis is away: one file per writer, carried over later, also by the next process.
+"""The journal: a writer's records on its own disk, from before they are sent to Redis until they are sealed.
 
-A record is in the operating system's hands once `flush` or `keep` has returned, and on the disk: a killed process loses none.
+Files of one writer stand in one folder: `WRITER.NUMBER.jsonl`, a segment that begins with that record, and `WRITER.lock`,
+which a living writer holds. What `write` has taken survives a kill of the process, what `sync` has taken one of the machine.
 """
 
 from __future__ import annotations
@@ -10,204 +11,256 @@ import fcntl
 import os
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from gateway.audit import Head
+from gateway.ledger.chain import Link
 
-BYTES_MAX: Final = 256 * 1024 * 1024
-
-
-class Waiting(Head, kw_only=True):
-    """What a journalled record tells of the intent it opens or closes."""
-
-    key_version: int | None = None
+SEGMENT_BYTES: Final = 4 * 1024 * 1024
+_UNWRITTEN_MAX: Final = 20_000
+"""Records kept for a disk that takes none, while Redis takes them."""
 
 
-read_waiting = msgspec.json.Decoder(Waiting).decode
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much may wait for a Redis that is away."""
+
+    bytes_max: int
+    seconds_max: float
+    disk_free_bytes_min: int
+
+
+@dataclass(slots=True)
+class _Segment:
+    path: Path
+    last: int
+    size: int = 0
 
 
 class Journal:
-    """The records of this writer, and of writers that died, that Redis has not taken yet."""
+    """The journal of one living writer."""
 
-    def __init__(self, folder: Path, writer: str) -> None:
-        """Take over the files of dead writers. Raises: OSError when the folder cannot be written."""
+    def __init__(self, folder: Path, writer: str, bounds: Bounds) -> None:
+        """Opens no segment before there is a record. Raises: OSError when the folder cannot be written."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._waiting: deque[bytes] = deque()
-        self._bytes = 0
-        # Counted from the first record ever: what is dropped while a write is under way moves none of them.
-        self._dropped_before = 0
-        self._written = 0
-        self._writing: asyncio.Task[None] | None = None
-        self._path = folder / f"{writer}.jsonl"
-        self._file = _locked(self._path)
-        self.dropped = 0
-        """Records lost because the journal was full."""
-        self.damaged = 0
-        """Lines of dead writers that are no records: a disk that was full or broke. They are kept in the file `damaged`."""
-        self._inherit(folder)
+        self.folder = folder
+        self.bounds = bounds
+        self.broken = ""
+        """Kind of error by which the disk refused the last write; empty: it did not."""
+        self._writer = writer
+        self._lock = locked(folder, writer)
+        self._file: int | None = None
+        self._full_files: list[int] = []
+        self._segments: deque[_Segment] = deque()
+        self._unwritten: deque[tuple[int, bytes]] = deque()
+        self._added = self._synced = 0
+        self._syncing: asyncio.Task[None] | None = None
 
-    def __len__(self) -> int:
-        return len(self._waiting)
+    def add(self, link: Link) -> None:
+        """Take one record, for the next `write`."""
+        self._unwritten.append((link.seq, link.record))
+        self._added += 1
 
-    @property
-    def full(self) -> bool:
-        """Whether nothing more can be taken."""
-        return self._bytes >= BYTES_MAX
-
-    def add(self, record: bytes) -> None:
-        """Take one record; it is on the disk after the next flush."""
-        if self.full:
-            self.dropped += 1
+    def write(self) -> None:
+        """Hand to the operating system what it does not have yet. Raises: OSError; the records wait for the next try."""
+        if not self._unwritten:
             return
-        self._waiting.append(record)
-        self._bytes += len(record)
+        try:
+            if self._file is None or self._segments[-1].size >= SEGMENT_BYTES:
+                self._begin_segment(self._unwritten[0][0])
+            data = b"".join(record + b"\n" for _, record in self._unwritten)
+            assert self._file is not None
+            _append(self._file, data)
+        except OSError as error:
+            self.broken = type(error).__name__
+            raise
+        self.broken = ""
+        newest = self._segments[-1]
+        newest.size += len(data)
+        newest.last = self._unwritten[-1][0]
+        self._unwritten.clear()
 
-    async def keep(self, record: bytes) -> None:
-        """Take one record and return when it is on the disk; those that come together share one write.
+    async def sync(self) -> None:
+        """Return when all that was taken before is on the disk; those who come together share one write. Raises: OSError."""
+        number = self._added
+        while self._synced < number:
+            if self._syncing is None:
+                self._syncing = asyncio.create_task(self._sync())
+            # Shielded: who waits may give up, and the write must not be torn for the others.
+            await asyncio.shield(self._syncing)
 
-        Raises: OSError; the record may be written later all the same.
-        """
-        if self.full:
-            raise OSError("the journal is full")
-        self.add(record)
-        number = self._dropped_before + len(self._waiting)
-        while self._written < number:
-            await self.flush()
+    def read_from(self, seq: int) -> Iterator[Link]:
+        """Yield the records from a number on, in their order; what cannot be read is left out."""
+        for segment in list(self._segments):
+            if segment.last >= seq:
+                yield from (link for link, _ in read_lines(segment.path, []) if link.seq >= seq)
 
-    async def flush(self) -> None:
-        """Bring to the disk what is not there yet, in one write. Raises: OSError; the records are still waiting then."""
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
-        # Shielded: who waits may give up, and the write must not be torn for the others.
-        await asyncio.shield(self._writing)
-
-    def head(self, count: int) -> list[bytes]:
-        """Return the oldest records."""
-        return list(islice(self._waiting, count))
-
-    def drop(self, count: int) -> None:
-        """Forget the oldest records: Redis has them."""
-        for _ in range(count):
-            self._bytes -= len(self._waiting.popleft())
-        self._dropped_before += count
-        self._written = max(self._written, self._dropped_before)
-        self._empty()
+    def forget(self, sealed: int, taken: int) -> int:
+        """Remove the segments of sealed records; beyond the bound of bytes also those that Redis has, and count these."""
+        early, total = 0, sum(segment.size for segment in self._segments)
+        while len(self._segments) > 1:
+            oldest = self._segments[0]
+            if oldest.last > sealed:
+                if total <= self.bounds.bytes_max or oldest.last > taken:
+                    break
+                early += 1
+            oldest.path.unlink(missing_ok=True)
+            total -= self._segments.popleft().size
+        if self.broken:
+            # What the disk does not take and Redis has is let go of in the end: the promise of two copies is broken anyhow.
+            while len(self._unwritten) > _UNWRITTEN_MAX and self._unwritten[0][0] <= taken:
+                self._unwritten.popleft()
+                early += 1
+        return early
 
     def ping(self) -> None:
         """Raise OSError when a record could not be journalled now."""
-        if self.full:
-            raise OSError("the journal is full")
-        os.fdatasync(self._file)
-        if not os.access(self._path.parent, os.W_OK):
+        self.write()
+        if not os.access(self.folder, os.W_OK):
             raise OSError("the journal's folder is not writable")
+        if self.disk_short:
+            raise OSError("the journal's disk is full")
 
-    async def aclose(self) -> None:
-        """Write what waits and give the file up; an empty one is removed."""
-        while self._writing is not None:
-            await asyncio.wait([self._writing])
-        fresh = self._fresh()
-        if fresh:
-            self._append(fresh)
-        if not self._waiting:
-            self._path.unlink(missing_ok=True)
-        os.close(self._file)
+    @property
+    def disk_short(self) -> bool:
+        """Whether less of the disk is free than has to stay so."""
+        found = os.statvfs(self.folder)
+        return found.f_bavail * found.f_frsize < self.bounds.disk_free_bytes_min
 
-    async def _write(self) -> None:
+    def begun_anew(self, writer: str) -> Journal:
+        """Return a journal under another name; what stands in this one is set aside, for somebody to look at."""
+        for file in (*self._full_files, *([] if self._file is None else [self._file])):
+            os.close(file)
+        set_aside(self.folder, self._writer)
+        os.close(self._lock)
+        return Journal(self.folder, writer, self.bounds)
+
+    async def aclose(self, *, sealed: bool) -> None:
+        """Write what waits and give the files up, or, where all of them is sealed, remove them. Raises: OSError."""
+        while self._syncing is not None:
+            await asyncio.wait([self._syncing])
         try:
-            fresh = self._fresh()
-            if fresh:
-                until = self._dropped_before + len(self._waiting)
-                await asyncio.to_thread(self._append, fresh)
-                self._written = max(self._written, until)
+            self.write()
         finally:
-            self._writing = None
-        self._empty()
-
-    def _empty(self) -> None:
-        """Truncate the file when nothing waits: a successor must not open again what was closed since."""
-        if not self._waiting and self._writing is None:
-            os.ftruncate(self._file, 0)
-
-    def _fresh(self) -> list[bytes]:
-        return list(islice(self._waiting, self._written - self._dropped_before, None))
-
-    def _append(self, records: list[bytes]) -> None:
-        _append(self._file, _lines(records))
-
-    def _inherit(self, folder: Path) -> None:
-        """Move the records of dead writers into this one's file; a living writer holds the lock of its own."""
-        for path in sorted(folder.glob("*.jsonl")):
-            if path == self._path:
-                continue
-            try:
-                file = os.open(path, os.O_RDWR)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                records = list(self._readable(path))
-                if records:
-                    self._append(records)
-                    self._waiting.extend(records)
-                    self._written += len(records)
-                    self._bytes += sum(map(len, records))
-                path.unlink()
-            except OSError:
-                continue
-            finally:
+            for file in (*self._full_files, *([] if self._file is None else [self._file])):
+                os.fsync(file)
                 os.close(file)
+            self._file, self._full_files = None, []
+            if sealed or not self._segments:
+                remove(self.folder, self._writer)
+            os.close(self._lock)
 
-    def _readable(self, path: Path) -> Iterator[bytes]:
-        """Yield the records of a dead writer's file, and set aside what is none."""
-        # A torn last line is a record that was never promised to be kept.
-        damaged = []
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            if _is_record(line):
-                yield line
-            elif line:
-                damaged.append(line)
-        self.damaged += len(damaged)
-        if damaged:
-            with os.fdopen(os.open(path.with_name("damaged"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as aside:
-                _append(aside.fileno(), _lines(damaged))
-
-
-def _lines(records: list[bytes]) -> bytes:
-    return b"".join(record + b"\n" for record in records)
-
-
-def _locked(path: Path) -> int:
-    """Open a file that is ours: who inherits from dead writers may have taken a new one for a dead one's, and removed it."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        fcntl.flock(file, fcntl.LOCK_EX)
+    async def _sync(self) -> None:
         try:
+            self.write()
+            until, files, full = self._added, list(self._full_files), self._file
+            await asyncio.to_thread(_sync_all, [*files, *([] if full is None else [full])])
+            for file in files:
+                self._full_files.remove(file)
+                os.close(file)
+            self._synced = until
+        except OSError as error:
+            self.broken = type(error).__name__
+            raise
+        finally:
+            self._syncing = None
+
+    def _begin_segment(self, seq: int) -> None:
+        path = self.folder / f"{self._writer}.{seq:012d}.jsonl"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if self._file is not None:
+            self._full_files.append(self._file)
+        self._file = file
+        if not self._segments or self._segments[-1].path != path:
+            self._segments.append(_Segment(path, seq - 1))
+
+
+def locked(folder: Path, writer: str, *, wait: bool = True) -> int:
+    """Take the lock of a writer's journal and return its descriptor. Raises: OSError; without `wait` where it is taken."""
+    path = folder / f"{writer}.lock"
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # Whoever held it may have removed it: then it is nobody's file any more.
             if os.path.samestat(os.fstat(file), path.stat()):
                 return file
         except FileNotFoundError:
             pass
+        except BaseException:
+            os.close(file)
+            raise
         os.close(file)
 
 
+def writers(folder: Path) -> list[str]:
+    """Return the writers, living and dead, that have records in a folder."""
+    return sorted({path.name.rsplit(".", 2)[0] for path in folder.glob("*.jsonl")})
+
+
+def segment_paths(folder: Path, writer: str) -> list[Path]:
+    """Return one writer's segments in order."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if path.name.rsplit(".", 2)[0] == writer]
+
+
+def read_lines(path: Path, damaged: list[bytes]) -> Iterator[tuple[Link, Head]]:
+    """Yield the records of one segment; lines that are none are put into `damaged`, but for a last one that was torn."""
+    with path.open("rb") as file:
+        for line in file:
+            record = line.removesuffix(b"\n")
+            try:
+                yield Link.read(record)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                if line.endswith(b"\n") and record:
+                    damaged.append(record)
+
+
+def append_to(path: Path, lines: list[bytes]) -> None:
+    """Bring lines to the disk, at the end of a file. Raises: OSError."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        _append(file, b"".join(line + b"\n" for line in lines))
+        os.fdatasync(file)
+    finally:
+        os.close(file)
+
+
+def drop_torn_line(path: Path) -> None:
+    """Take off half a line at a file's end: a record that was never promised to be kept. Raises: OSError."""
+    with path.open("r+b") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)
+
+
+def set_aside(folder: Path, writer: str) -> None:
+    """Keep a writer's segments, under names that nobody takes for a journal's."""
+    for path in segment_paths(folder, writer):
+        path.rename(path.with_suffix(".forked"))
+
+
+def remove(folder: Path, writer: str) -> None:
+    """Remove a writer's files, its lock last."""
+    for path in segment_paths(folder, writer):
+        path.unlink(missing_ok=True)
+    (folder / f"{writer}.lock").unlink(missing_ok=True)
+
+
 def _append(file: int, data: bytes) -> None:
-    """Bring data to the disk whole, or leave the file as it was. Raises: OSError."""
+    """Write data whole, or leave the file as it was. Raises: OSError."""
     before = os.fstat(file).st_size
     try:
         while data:
             data = data[os.write(file, data) :]
-        os.fdatasync(file)
     except OSError:
         # Half a line of a full disk would be taken for the beginning of the next record.
         os.ftruncate(file, before)
         raise
 
 
-def _is_record(line: bytes) -> bool:
-    try:
-        return bool(read_waiting(line).at_us)
-    except (msgspec.MsgspecError, ValueError):
-        return False
+def _sync_all(files: list[int]) -> None:
+    for file in files:
+        os.fdatasync(file)

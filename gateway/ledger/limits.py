@@ -15,30 +15,37 @@ from gateway.admission import Live
 from gateway.audit import Record
 from gateway.config import ConfigError, Policy, Terms, read_policies, read_terms
 from gateway.ledger.connect import pairs
+from gateway.ledger.writer import Script
 
 # KEYS: changes, version. Returns {version, now, {target, change, target, change, …}}.
 READ: Final = """
 local clock = redis.call('TIME')
 return {redis.call('GET', KEYS[2]) or '', clock[1] * 1000000 + clock[2], redis.call('HGETALL', KEYS[1])}
 """
-# KEYS: changes, version, audit stream. ARGV: the version that was read, how many targets have ended, those, then for each
-# change its target, itself ('': none any more) and its record. Returns the version it made, or '' where somebody else made
-# one meanwhile.
-SAVE: Final = """
-local version = redis.call('GET', KEYS[2]) or ''
-if version ~= ARGV[1] then return '' end
-local first = 3 + ARGV[2]
-for i = 3, first - 1 do redis.call('HDEL', KEYS[1], ARGV[i]) end
-for i = first, #ARGV, 3 do
-  if ARGV[i + 1] == '' then redis.call('HDEL', KEYS[1], ARGV[i]) else redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-  redis.call('XADD', KEYS[3], '*', 'r', ARGV[i + 2])
+# KEYS: tips, audit stream, changes, version. ARGV: those of the first record, then the version that was read, how many targets
+# have ended, how many are changed, those that have ended, each changed one with what is changed of it ('': nothing any more),
+# then the other records. Returns {'saved', the version it made}, or {'stale'} where somebody else made one meanwhile.
+SAVE: Final = Script("""
+local ended, first = tonumber(ARGV[9]), 11 + tonumber(ARGV[9])
+local last = first + 2 * tonumber(ARGV[10]) - 1
+local behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+for i = last + 1, #ARGV, 4 do
+  if behind then return behind end
+  behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[2], ARGV[i + 3])
+end
+if behind then return behind end
+local version = redis.call('GET', KEYS[4]) or ''
+if version ~= ARGV[8] then return {'stale'} end
+for i = 11, first - 1 do redis.call('HDEL', KEYS[3], ARGV[i]) end
+for i = first, last, 2 do
+  if ARGV[i + 1] == '' then redis.call('HDEL', KEYS[3], ARGV[i]) else redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end
 end
 -- An instant: after a failover that lost changes, a counter could name two states alike.
 local clock = redis.call('TIME')
 version = string.format('%.0f', math.max(tonumber(version) or 0, clock[1] * 1000000 + clock[2] - 1) + 1)
-redis.call('SET', KEYS[2], version)
-return version
-"""
+redis.call('SET', KEYS[4], version)
+return {'saved', version}
+""")
 DRILL: Final = "!drill"
 """Stands where a policy's name stands; no policy can have it."""
 _POLICY: Final = "policy"
@@ -140,11 +147,7 @@ def live(changes: Changes) -> Live:
     return Live(changes.version, first, policies, terms, drill)
 
 
-def encode(ended: Sequence[bytes], made: Sequence[Made]) -> list[Any]:
-    """Return the arguments of `SAVE` behind the version."""
-    words = [
-        word
-        for target, change, record in made
-        for word in (target, b"" if change is None else msgspec.json.encode(change), msgspec.json.encode(record))
-    ]
-    return [len(ended), *ended, *words]
+def encode(before: Changes, made: Sequence[Made]) -> list[Any]:
+    """Return the words of `SAVE` between its first record and the others."""
+    targets = [word for target, change, _ in made for word in (target, b"" if change is None else msgspec.json.encode(change))]
+    return [before.version, len(before.ended), len(made), *before.ended, *targets]

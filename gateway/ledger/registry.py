@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,30 +20,37 @@ from gateway.audit import Record
 from gateway.errors import Problem, Refusal
 from gateway.keys import KeyEntry, KeyVersion, Registry
 from gateway.ledger.batch import Batch, LedgerDown
+from gateway.ledger.chain import Chain
 from gateway.ledger.connect import Connection, pairs
-from gateway.ledger.store import NOW, Names
+from gateway.ledger.names import KEYS_TAG, Names
+from gateway.ledger.store import NOW
+from gateway.ledger.writer import FIRST, Script, link_words
 from gateway.model import Bindings
 
-TAG: Final = ":keys"
-"""Stands where an account's name stands in the accounts' Redis keys; no account can have it."""
 _FLUSH_EVERY_SECONDS: Final = 1.0
 _BUCKET_SECONDS: Final = 600
 _DAY_SECONDS: Final = 86_400
 _IN_FLIGHT_EVERY_SECONDS: Final = 0.02
 _REPLICAS_MS: Final = 1000
 
-# KEYS: keys, epoch, audit stream. ARGV: key id, entry as it was read ('' where there was none), entry as it becomes, record,
-# the highest epoch of an account. After a failover that lost changes an account may be ahead, and a counter would give one
-# number to two states: so an epoch is the microsecond of its change, or above all others.
-_SAVE: Final = """
-if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
-redis.call('XADD', KEYS[3], '*', 'r', ARGV[4])
+# KEYS: tips, audit stream, keys, epoch. ARGV: those of the record, then key id, entry as it was read ('' where there was none),
+# entry as it becomes, the highest epoch of an account. Returns {'saved', epoch}, or {'stale'} where the entry is another now.
+# After a failover that lost changes an account may be ahead, and a counter would give one number to two states: so an epoch is
+# the microsecond of its change, or above all others.
+_SAVE: Final = Script("""
+if (redis.call('HGET', KEYS[3], ARGV[8]) or '') ~= ARGV[9] then return {'stale'} end
+local behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+if behind then return behind end
+redis.call('HSET', KEYS[3], ARGV[8], ARGV[10])
 local clock = redis.call('TIME')
-local epoch = math.max(tonumber(redis.call('GET', KEYS[2]) or 0) + 1, tonumber(ARGV[5]) + 1, clock[1] * 1000000 + clock[2])
-redis.call('SET', KEYS[2], string.format('%.0f', epoch))
-return epoch
-"""
+local epoch = math.max(tonumber(redis.call('GET', KEYS[4]) or 0) + 1, tonumber(ARGV[11]) + 1, clock[1] * 1000000 + clock[2])
+redis.call('SET', KEYS[4], string.format('%.0f', epoch))
+return {'saved', epoch}
+""")
+# The same without a change. KEYS: tips, audit stream. ARGV: those of the record.
+_RECORD: Final = Script("""
+return append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6]) or {'saved'}
+""")
 # KEYS: epoch of an account. ARGV: the epoch it must have reached.
 _RAISE: Final = """
 if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
@@ -78,14 +85,14 @@ class KeyRegistry:
         clock: Callable[[], float],
     ) -> None:
         """Opens nothing. `clock` gives Unix seconds."""
-        base = f"gw:{{{TAG}}}:"
+        base = f"gw:{{{KEYS_TAG}}}:"
         self._keys, self._epoch, self._accounts_key = base + "keys", base + "epoch", base + "accounts"
         self._used, self._use, self._warned = base + "used", base + "use:", base + "warned:"
-        self._audit = Names(TAG).audit
+        names = Names(KEYS_TAG)
+        self._trail = (names.tips, names.audit)
+        self._chain = Chain(writer)
         self._connection = connection
         self._accounts = tuple(accounts)
-        self._writer = writer
-        self._seq = 0
         self._clock = clock
         self._batch = Batch(connection.exchange, timeout_seconds, connection.reconnect, _quietly, base + "probe")
         self._current = Registry(epoch=-1, entries={})
@@ -153,20 +160,37 @@ class KeyRegistry:
         Raises: Changed; Refusal `ledger_unavailable`, after which the change may be made and not in force everywhere:
         make it again.
         """
-        record.writer, record.seq = self._writer, self._seq
-        self._seq += 1
         before, after = self._raw.get(entry.key_id, b""), write_entry(entry)
         try:
             reached = [int(epoch or 0) for epoch in await self._of_accounts("GET")]
-            operands = (3, self._keys, self._epoch, self._audit)
-            arguments = (entry.key_id, before, after, msgspec.json.encode(record), max(reached))
-            epoch = int(await self._batch.submit("EVAL", _SAVE, *operands, *arguments))
-            if not epoch:
+            words = (entry.key_id, before, after, max(reached))
+            epoch = await self._recorded(_SAVE, record, (self._keys, self._epoch), words)
+            if epoch is None:
                 raise Changed
-            await self._of_accounts("EVAL", _RAISE, 1, after=(epoch,))
+            await self._of_accounts("EVAL", _RAISE, 1, after=(int(epoch),))
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
         await self.refresh()
+
+    async def record(self, record: Record) -> None:
+        """Record what somebody did who uses a command, and return when Redis has it. Raises: Refusal `ledger_unavailable`."""
+        try:
+            await self._recorded(_RECORD, record, (), ())
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+
+    async def _recorded(self, script: Script, record: Record, keys: Sequence[str], words: Sequence[Any]) -> Any:
+        """Run a script that records and may change something; return what it found, None where it did neither."""
+        link = self._chain.link(record)
+        names = (*self._trail, *keys)
+        told = (self._chain.writer, FIRST, *link_words(link), record.id)
+        status, *found = await self._batch.submit("EVAL", script.text, len(names), *names, *told, *words)
+        if status != b"saved":
+            self._chain.take_back(link)
+            if status != b"stale":
+                raise LedgerDown(status.decode())
+            return None
+        return found[0] if found else 0
 
     async def _of_accounts(self, *words: str | int, after: tuple[int, ...] = ()) -> list[Any]:
         """Send one command about the epoch of every account that any process serves."""

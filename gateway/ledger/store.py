@@ -10,49 +10,60 @@ import hashlib
 import math
 import re
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from typing import Any, Final
 
 import msgspec
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from gateway.admission import Live
-from gateway.audit import Record
+from gateway.audit import Record, Stage, abort, rfc3339
 from gateway.calling import Held
 from gateway.errors import Problem, Refusal
+from gateway.floods import Floods
 from gateway.ledger import limits
 from gateway.ledger.batch import OVERLOAD, Batch, LedgerDown
 from gateway.ledger.connect import Connection, pairs
-from gateway.ledger.journal import Journal, read_waiting
+from gateway.ledger.heir import Heir
+from gateway.ledger.journal import Journal
+from gateway.ledger.names import Names
+from gateway.ledger.writer import Script, TrailWriter, read_tip
 from gateway.limiter import Limiter, verdict
 from gateway.model import SLOTS, Admission, Call, Caller, Charge, Limit, Outdated, Slot, Verdict
 
-_ADMIT: Final = (resources.files("gateway.ledger") / "admit.lua").read_text(encoding="utf-8")
-_ADMIT_SHA: Final = hashlib.sha1(_ADMIT.encode(), usedforsecurity=False).hexdigest()
-# KEYS: active slot, audit stream. ARGV: the slot it must be now ('' for any), the slot it becomes, the record.
-_SWITCH: Final = """
-local now = redis.call('GET', KEYS[1]) or 'primary'
-if (ARGV[1] ~= '' and ARGV[1] ~= now) or ARGV[2] == now then return {0, now} end
-redis.call('SET', KEYS[1], ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'r', ARGV[3])
-return {1, ARGV[2]}
-"""
+_ADMIT: Final = Script((resources.files("gateway.ledger") / "admit.lua").read_text(encoding="utf-8"))
+# KEYS: tips, audit stream, active slot. ARGV: those of the record, then the slot it must be now ('' for any), and what it
+# becomes.
+_SWITCH: Final = Script("""
+local behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+if behind then return behind end
+local now = redis.call('GET', KEYS[3]) or 'primary'
+if ARGV[8] ~= '' and ARGV[8] ~= now then return {'stale', now} end
+redis.call('SET', KEYS[3], ARGV[9])
+return {'switched', ARGV[9]}
+""")
 NOW: Final = "local clock = redis.call('TIME') return clock[1] * 1000000 + clock[2]"
 """Redis' clock in microseconds, of the node that has KEYS[1]."""
-_DRAIN_EVERY_SECONDS: Final = 0.5
-_DRAIN_AT_ONCE: Final = 500
-# KEYS: living processes, epoch of the keys. ARGV: this one, microseconds after which one counts as dead ('' says goodbye).
-# Returns {processes, epoch}.
+_KEEP_UP_SECONDS: Final = 0.5
+_HEIRS_LOOK_SECONDS: Final = 2.0
+BEAT_RECORD_SECONDS: Final = 30.0
+"""How often a writer says in the trail that it is there."""
+# KEYS: living processes, epoch of the keys, tips, sealed. ARGV: this one, microseconds after which one counts as dead ('' says
+# goodbye). Returns {processes, epoch, its tip, number of its last sealed record}, the last two '' where there is none.
 _BEAT: Final = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-if ARGV[2] == '' then redis.call('ZREM', KEYS[1], ARGV[1]) return {0, '0'} end
+if ARGV[2] == '' then redis.call('ZREM', KEYS[1], ARGV[1]) return {0, '0', '', ''} end
 redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[2]))
-return {redis.call('ZCARD', KEYS[1]), redis.call('GET', KEYS[2]) or '0'}
+return {
+  redis.call('ZCARD', KEYS[1]), redis.call('GET', KEYS[2]) or '0',
+  redis.call('HGET', KEYS[3], ARGV[1]) or '', redis.call('HGET', KEYS[4], ARGV[1]) or '',
+}
 """
 _BEAT_EVERY_SECONDS: Final = 1.0
 _DEAD_AFTER_US: Final = 5_000_000
@@ -66,27 +77,6 @@ _DOUBTFUL_MAX: Final = 10_000
 _UPKEEP_LATE_SECONDS: Final = 10.0
 
 
-class Names:
-    """The Redis keys of one vendor account; one hash tag, so that a cluster keeps them in one slot."""
-
-    def __init__(self, account: str) -> None:
-        base = f"gw:{{{account}}}:"
-        self.epoch = base + "epoch"
-        self.slot = base + "slot"
-        self.audit = base + "audit"
-        self.open = base + "open"
-        self.nonce = base + "nonce"
-        self.limits = base + "limits"
-        self.limits_version = base + "limits:version"
-        self.processes = base + "processes"
-        self.probe = base + "probe"
-        self._refused = base + "refused:"
-
-    def refused(self, bucket: int) -> str:
-        """Return where refusals of a span of `BUCKET_SECONDS` are counted."""
-        return f"{self._refused}{bucket}"
-
-
 @dataclass(frozen=True, slots=True)
 class Away:
     """What the ledger may do while Redis is away."""
@@ -95,6 +85,15 @@ class Away:
     """Whether a call may be recorded in the journal instead."""
     stale_seconds_max: float
     """How long a key is believed that Redis cannot confirm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a process that serves callers says of itself in the trail; a command is no such process."""
+
+    version: str
+    config: str
+    """Digest of its settings."""
 
 
 class RedisLedger:
@@ -111,17 +110,25 @@ class RedisLedger:
         now: Callable[[], float],
         changed: Callable[[bool, str], None],
         clock: Callable[[], float],
+        alarm: Callable[[str], None] = lambda _: None,
+        serving: Serving | None = None,
     ) -> None:
-        """Opens nothing. `now` is a monotonic clock, `clock` gives Unix seconds; `changed(up, why)` is told of outages."""
+        """Opens nothing. `now` is a monotonic clock, `clock` gives Unix seconds.
+
+        `changed(up, why)` is told of outages, `alarm(event)` of what somebody should look at.
+        """
         self._now = now
         self._clock = clock
         self._connection = connection
-        self._names = Names(account)
-        self.writer = writer
-        """Name of this process in the audit trail."""
-        self._seq = 0
-        self.journal = journal
-        self._batch = Batch(connection.exchange, timeout_seconds, connection.reconnect, self._changed, self._names.probe)
+        self._names = names = Names(account)
+        self._serving = serving
+        self._alarm = alarm
+        self._batch = Batch(
+            connection.exchange, timeout_seconds, connection.reconnect, self._changed, names.probe, self._journal_first
+        )
+        self._trail = TrailWriter(names, writer, journal, self._batch, now, alarm, partial(self._of_itself, "open"))
+        self._heir = Heir(names, journal.folder, self._batch, clock, alarm)
+        self._floods = Floods()
         self._tell_changed = changed
         self._opened = False
         self._kept_up_at = now()
@@ -141,6 +148,21 @@ class RedisLedger:
         self._uncounted: Counter[tuple[int, str]] = Counter()
 
     @property
+    def writer(self) -> str:
+        """Name of this process in the audit trail."""
+        return self._trail.name
+
+    @property
+    def journal(self) -> Journal:
+        """Where its records are kept until they are sealed."""
+        return self._trail.journal
+
+    @property
+    def waiting(self) -> int:
+        """How many records wait for Redis."""
+        return self._trail.waiting
+
+    @property
     def epoch(self) -> int:
         """The epoch of the keys, as Redis last said by itself."""
         return self._epoch
@@ -153,37 +175,54 @@ class RedisLedger:
     async def open(self) -> None:
         """Tell that this process lives."""
         self._opened = True
+        if self._serving is not None:
+            self._trail.send(self._of_itself("open"))
         await self._beat()
 
     async def keep_up(self) -> None:
-        """Tell for ever that this process lives, and carry the journal over whenever Redis is there."""
-        beaten_at = self._now()
+        """Tell for ever that this process lives, and bring to Redis what waits, also of writers that died here."""
+        beaten_at = inherited_at = self._now()
+        recorded_at = self._now()
         while True:
-            await asyncio.sleep(_DRAIN_EVERY_SECONDS)
-            try:
-                await self.journal.flush()
-            except OSError:
-                continue  # A full disk: the records wait in memory, and readiness tells.
+            await asyncio.sleep(_KEEP_UP_SECONDS)
+            self._journal_first()
+            self._floods_over()
+            if self._now() - recorded_at >= BEAT_RECORD_SECONDS and self._serving is not None:
+                recorded_at = self._now()
+                self._trail.send(self._of_itself("beat"))
             if not self._batch.down:
-                await self._drain()
+                with suppress(LedgerDown):
+                    await self._trail.catch_up()
                 if self._now() - beaten_at >= _BEAT_EVERY_SECONDS:
                     beaten_at = self._now()
                     await self._beat()
                     await self._write_counts()
+                if self._now() - inherited_at >= _HEIRS_LOOK_SECONDS and self._serving is not None:
+                    inherited_at = self._now()
+                    with suppress(LedgerDown):
+                        await self._heir.look()
             self._kept_up_at = self._now()
 
     async def aclose(self) -> None:
         """Write what is still to be written, to Redis or the journal, and close."""
         if self._opened:
+            self._floods_over(at_once=True)
+            if self._serving is not None:
+                self._trail.send(self._of_itself("close"))
             await self._write_counts()
-            goodbye = self._batch.submit("EVAL", _BEAT, 2, self._names.processes, self._names.epoch, self.writer, "")
+            goodbye = self._batch.submit("EVAL", _BEAT, 4, *self._beat_keys, self.writer, "")
             await asyncio.gather(goodbye, return_exceptions=True)
         await self._batch.drain()
-        await asyncio.sleep(0)  # What could not be written falls into the journal in this turn of the loop.
-        await self._drain()
-        await self.journal.aclose()
-        await self._batch.aclose()
-        await self._connection.aclose()
+        with suppress(LedgerDown, RedisError):
+            await self._trail.catch_up()
+        # A command leaves nothing behind that Redis has: what it changed, and the record of that, Redis keeps or loses together.
+        done = self._trail.sealed if self._serving is not None else self._trail.taken
+        self._heir.close()
+        try:
+            await self.journal.aclose(sealed=not self.waiting and done >= self._trail.last)
+        finally:
+            await self._batch.aclose()
+            await self._connection.aclose()
 
     async def ready(self) -> None:
         """Raise LedgerDown when no call could be recorded now, neither by Redis nor, while it is away, on disk."""
@@ -191,7 +230,7 @@ class RedisLedger:
             await self.ping()
         except LedgerDown:
             # A gateway that goes on without Redis must not be taken out of service for it.
-            if not self._goes_on or self.journal.full or self._unconfirmed_seconds > self._away.stale_seconds_max:
+            if not self._goes_on or self._trail.full or self._unconfirmed_seconds > self._away.stale_seconds_max:
                 raise
 
     async def kept_up(self) -> None:
@@ -206,36 +245,25 @@ class RedisLedger:
     async def admit(
         self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None, live: Live
     ) -> Admission | Verdict | Outdated:
-        """Charge every limit, spend the nonce and record the intent in one script, or do nothing.
+        """Record the intent, and charge every limit and spend the nonce in the same script, or neither of the two.
 
         `epoch`, `active` and `live` are what the call was decided by; an `active` of None is not compared.
-        Raises: Refusal `ledger_unavailable`, `signature_replayed`. In the first case the intent may still have been
-        recorded; the refusal names it.
+        Whatever comes but an admission, the intent stands in the trail where it has a number, and is to be closed.
+        Raises: Refusal `ledger_unavailable`, `signature_replayed`.
         """
-        self._sign(intent)
-        nonce, nonce_ms = self._nonce(call.caller)
-        names = self._names
-        keys = [names.epoch, names.slot, names.limits_version, names.audit, names.open, nonce]
-        figures = []
-        for charge in charges:
-            keys.append(charge.key)
-            if charge.touched is not None:
-                keys.extend(charge.touched)
-            figures.append(_figures(charge.limit, len(charge.touched or ())))
-        what_stays_open = f"{call.caller.key_id}.{call.caller.key_version or 0}"
-        decided_by = (epoch, active or "", live.version, live.until_us)
-        record = msgspec.json.encode(intent)
-        operands = (len(keys), *keys, *decided_by, intent.id, what_stays_open, record, nonce_ms, b"".join(figures))
+        if self._batch.down:
+            return await self._admit_without_redis(call, charges, intent, epoch, live, LedgerDown("breaker"))
+        if self._trail.full:
+            raise Refusal(Problem.ledger_unavailable, error="full")
+        keys, words = self._operands(call.caller, charges, (epoch, active or "", live.version, live.until_us))
         try:
-            status, *answer = await self._run_admit(operands)
+            status, *answer = await self._trail.run(_ADMIT, intent, keys, words, opens=self._opens(call.caller))
         except LedgerDown as down:
             if str(down) == OVERLOAD:  # Redis is there, and counts: beside it nobody may.
                 raise Refusal(Problem.ledger_unavailable, error=OVERLOAD) from None
             if down.sent:
                 self._doubtful.extend((charge.key, intent.id) for charge in charges if not charge.limit.interval_us)
-            if live.until_us and self._redis_clock_us() >= live.until_us:
-                return Outdated(epoch, None, _ANOTHER)
-            return await self._admit_without_redis(call, charges, intent, epoch, down)
+            return await self._admit_without_redis(call, charges, intent, epoch, live, down)
         if status == b"outdated":
             return Outdated(int(answer[0]), _slot(answer[1]), answer[2].decode())
         if status == b"replayed":
@@ -272,12 +300,11 @@ class RedisLedger:
 
         Every process decides by them from its next call on. Raises: Refusal `ledger_unavailable`.
         """
-        for _, _, record in made:
-            self._sign(record)
-        names = self._names
-        keys = (names.limits, names.limits_version, names.audit)
-        words = limits.encode(before.ended, made)
-        return bool(await self._asked("EVAL", limits.SAVE, len(keys), *keys, before.version, *words))
+        records = [record for _, _, record in made]
+        words = limits.encode(before, made)
+        keys = (self._names.limits, self._names.limits_version)
+        status, *_ = await self._changed_by(limits.SAVE, records, keys, words)
+        return bool(status == b"saved")
 
     async def used(self, key: str) -> float:
         """Return how many units of a limit have not grown back yet. Raises: Refusal `ledger_unavailable`."""
@@ -311,80 +338,104 @@ class RedisLedger:
 
         Returns the slot that is active now. Raises: Refusal `ledger_unavailable`.
         """
-        self._sign(record)
-        operands = (2, self._names.slot, self._names.audit, before or "", after, msgspec.json.encode(record))
-        _, active = await self._asked("EVAL", _SWITCH, *operands)
-        return _slot(active)
+        active = await self.active()
+        if active == after or before not in (None, active):
+            return active
+        _, found = await self._changed_by(_SWITCH, [record], (self._names.slot,), (before or "", after))
+        return _slot(found)
+
+    async def close_lost(self, writer: str, operator: str, why: str) -> int | None:
+        """Close a writer whose journal is lost; return how many intents it left open, None: it is not known, or lives.
+
+        Raises: Refusal `ledger_unavailable`.
+        """
+        try:
+            return await self._heir.close_lost(writer, operator, why)
+        except (LedgerDown, ResponseError) as error:
+            raise Refusal(Problem.ledger_unavailable, error=str(error)) from None
 
     async def active(self) -> Slot:
         """Return the active slot. Raises: Refusal `ledger_unavailable`."""
         return _slot(await self._asked("GET", self._names.slot))
 
     def settle(self, record: Record, held: Held | None = None) -> None:
-        """Send an outcome or a refusal, and give the call's places back; what Redis does not take goes to the journal."""
-        self._sign(record)
-        encoded = msgspec.json.encode(record)
+        """Send what closes a call, and give its places back; what Redis does not take now, it takes later."""
         if held is not None and held.keys:
             if self._limiter is not None:
                 self._limiter.release(held.keys, held.holder)
             for key in held.keys:
                 self._free(key, held.holder)
-        if len(self.journal):
-            # After what waits there, which may be the intent this closes.
-            self.journal.add(encoded)
-            return
-        journalled = False
+        if not self._floods.swallow(record, self._now(), always=self._trail.full):
+            self._trail.send(record)
 
-        def settled(future: asyncio.Future[Any]) -> None:
-            """Leave to the journal whatever of it Redis did not take: written twice, a record is told by its id."""
-            nonlocal journalled
-            if not journalled and _failed(future):
-                journalled = True
-                self.journal.add(encoded)
+    def _operands(
+        self, caller: Caller, charges: tuple[Charge, ...], decided_by: tuple[int, str, str, int]
+    ) -> tuple[list[str], tuple[Any, ...]]:
+        """Return the keys and words of the admit script behind those of the record."""
+        nonce, nonce_ms = self._nonce(caller)
+        names = self._names
+        keys = [names.epoch, names.slot, names.limits_version, names.open, nonce]
+        figures = []
+        for charge in charges:
+            keys.append(charge.key)
+            if charge.touched is not None:
+                keys.extend(charge.touched)
+            figures.append(_figures(charge.limit, len(charge.touched or ())))
+        return keys, (*decided_by, _held_by(caller), nonce_ms, b"".join(figures))
 
-        self._batch.submit("XADD", self._names.audit, "*", "r", encoded).add_done_callback(settled)
-        if record.intent is not None:
-            self._batch.submit("HDEL", self._names.open, record.intent).add_done_callback(settled)
-
-    async def _run_admit(self, operands: tuple[Any, ...]) -> Any:
+    async def _changed_by(self, script: Script, records: list[Record], keys: Sequence[str], words: Sequence[Any]) -> Any:
+        """Make a change with its records, which tell of themselves where it was not made after all."""
+        first, *more = records
+        if self._batch.down:
+            raise Refusal(Problem.ledger_unavailable, error="breaker")
         try:
-            return await self._batch.submit("EVALSHA", _ADMIT_SHA, *operands)
-        except NoScriptError:  # A restart or failover forgot it; nothing was run, so this is no second try.
-            return await self._batch.submit("EVAL", _ADMIT, *operands)
+            answer = await self._trail.run(script, first, keys, words, more=more)
+        except (LedgerDown, ResponseError) as error:
+            for record in records:
+                self._trail.send(abort(record, "unknown_outcome", self._clock()))
+            told = str(error) if isinstance(error, LedgerDown) else type(error).__name__
+            raise Refusal(Problem.ledger_unavailable, error=told) from None
+        if answer[0] == b"stale":
+            for record in records:
+                self._trail.send(abort(record, "decided_anew", self._clock()))
+        return answer
 
     async def _admit_without_redis(
-        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, down: LedgerDown
-    ) -> Admission | Verdict:
+        self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, live: Live, down: LedgerDown
+    ) -> Admission | Verdict | Outdated:
         """Charge this process' share of each limit and record the intent in the journal, or do nothing.
 
         Refused all the same is:
         - a signed request, since nobody can say whether its nonce was spent;
         - a key that Redis has not confirmed for too long, or of which it knew more than we do;
         - what falls under a policy that allows nothing without Redis;
-        - everything while it is not known among how many processes the limits are divided.
+        - everything while it is not known among how many processes the limits are divided, and while no more can wait.
         """
+        if live.until_us and self._redis_clock_us() >= live.until_us:
+            return Outdated(epoch, None, _ANOTHER)
         caller = call.caller
         denying = next((c.limit.policy for c in charges if c.limit.on_store_error == "deny" and not c.limit.shadow), None)
         known = caller.key_version is None or (epoch >= self._epoch and self._unconfirmed_seconds <= self._away.stale_seconds_max)
         if not self._goes_on or caller.nonce is not None or not known or denying:
-            raise Refusal(Problem.ledger_unavailable, error=str(down), policy=denying, intent=intent.id)
-        if down.sent:
-            # Redis may have taken it, or take it yet: one id must not stand for two records.
-            intent.intent = intent.id
-            self._sign(intent)
+            raise Refusal(Problem.ledger_unavailable, error=str(down), policy=denying)
+        if self._trail.full or self.journal.disk_short:
+            raise Refusal(Problem.ledger_unavailable, error="full")
         self._limiter = limiter = self._limiter or Limiter(self._processes)
         local = tuple(charge for charge in charges if charge.limit.on_store_error == "local")
-        found = replace(limiter.decide(local, self._now_us(), intent.id), degraded=True, left_behind=intent.intent)
+        holder = intent.id if intent.seq >= 0 else self._trail.next_id
+        found = replace(limiter.decide(local, self._now_us(), holder), degraded=True)
         self._count(found)
         if found.refused:
             return found
-        intent.degraded = True
         held = _held(local, found)
+        if intent.seq < 0:
+            intent.degraded = True
+            self._trail.write(intent, self._opens(caller))
         try:
-            await self.journal.keep(msgspec.json.encode(intent))
+            await self.journal.sync()
         except OSError as error:
-            limiter.release(held, intent.id)
-            raise Refusal(Problem.ledger_unavailable, error=type(error).__name__, intent=intent.id) from None
+            limiter.release(held, holder)
+            raise Refusal(Problem.ledger_unavailable, error=type(error).__name__) from None
         self.degraded += 1
         return Admission(call, intent.id, found, held)
 
@@ -438,12 +489,37 @@ class RedisLedger:
         lasting = caller.nonce.expires_at - self._clock()
         return f"{self._names.nonce}:{caller.key_id}:{digest}", max(1000, math.ceil(lasting * 1000))
 
-    def _sign(self, record: Record) -> None:
-        record.writer = self.writer
-        record.seq = self._seq
-        self._seq += 1
+    def _opens(self, caller: Caller) -> str:
+        return f"{int(self._clock() * 1_000_000)} {_held_by(caller)}"
+
+    def _of_itself(self, stage: Stage, why: str | None = None) -> Record:
+        found = self._serving if stage == "open" else None
+        return Record(
+            stage=stage,
+            at=rfc3339(self._clock()),
+            account=self._names.account,
+            version=found.version if found is not None else None,
+            config=found.config if found is not None else None,
+            why=why,
+        )
+
+    def _journal_first(self) -> None:
+        """Hand to the journal what is about to be sent; a disk that takes nothing now does not stop what Redis takes."""
+        was_broken = self.journal.broken
+        try:
+            self.journal.write()
+        except OSError:
+            if not was_broken:
+                self._alarm("journal.broken")
+
+    def _floods_over(self, *, at_once: bool = False) -> None:
+        if not self._trail.full:
+            for record in self._floods.over(self._now(), at_once=at_once):
+                self._trail.send(record)
 
     def _changed(self, up: bool, why: str) -> None:
+        if self._serving is not None:
+            self._trail.send(self._of_itself("recovered" if up else "degraded", why or None))
         if up:
             self._limiter = None
             doubtful, self._doubtful = self._doubtful, deque(maxlen=_DOUBTFUL_MAX)
@@ -451,15 +527,27 @@ class RedisLedger:
                 self._free(key, holder)
         self._tell_changed(up, why)
 
+    @property
+    def _beat_keys(self) -> tuple[str, ...]:
+        names = self._names
+        return names.processes, names.epoch, names.tips, names.sealed
+
     async def _beat(self) -> None:
-        """Tell that this process lives; learn how many do, and the epoch of the keys."""
+        """Tell that this process lives; learn how many do, the epoch of the keys, and what became of our records."""
+        taken, name = self._trail.taken, self.writer
         try:
-            processes, epoch = await self._batch.submit(
-                "EVAL", _BEAT, 2, self._names.processes, self._names.epoch, self.writer, _DEAD_AFTER_US
-            )
-        except LedgerDown:
+            processes, epoch, tip, sealed = await self._batch.submit("EVAL", _BEAT, 4, *self._beat_keys, name, _DEAD_AFTER_US)
+        except (LedgerDown, ResponseError):
             return
         self._processes, self._epoch, self._confirmed_at = int(processes), int(epoch), self._now()
+        if name != self.writer:
+            return
+        if sealed:
+            self._trail.sealed = max(self._trail.sealed, int(sealed))
+        if read_tip(tip) < taken:
+            self._trail.lost(read_tip(tip))
+        if self.journal.forget(self._trail.sealed, self._trail.taken):
+            self._alarm("journal.unsealed_forgotten")
 
     async def _write_counts(self) -> None:
         counts, self._uncounted = self._uncounted, Counter()
@@ -470,23 +558,6 @@ class RedisLedger:
         results = await asyncio.gather(*writes, return_exceptions=True)
         if any(isinstance(result, BaseException) for result in results):
             self._uncounted += counts
-
-    async def _drain(self) -> None:
-        """Carry journalled records over to Redis. One that was taken before is written twice; readers tell by its id."""
-        while records := self.journal.head(_DRAIN_AT_ONCE):
-            writes = []
-            for encoded in records:
-                record = read_waiting(encoded)
-                writes.append(self._batch.submit("XADD", self._names.audit, "*", "r", encoded))
-                if record.stage == "intent":
-                    opened = f"{record.at_us} {record.key_id}.{record.key_version or 0}"
-                    writes.append(self._batch.submit("HSET", self._names.open, record.id, opened))
-                if record.intent is not None:
-                    writes.append(self._batch.submit("HDEL", self._names.open, record.intent))
-            results = await asyncio.gather(*writes, return_exceptions=True)
-            if any(isinstance(result, BaseException) for result in results):
-                break
-            self.journal.drop(len(records))
 
 
 @lru_cache(maxsize=4096)
@@ -499,6 +570,10 @@ def _held(charges: tuple[Charge, ...], found: Verdict) -> tuple[str, ...]:
     return tuple(
         charge.key for charge, meter in zip(charges, found.meters, strict=True) if not charge.limit.interval_us and meter.admitted
     )
+
+
+def _held_by(caller: Caller) -> str:
+    return f"{caller.key_id}.{caller.key_version or 0}"
 
 
 def _slot(answer: bytes | None) -> Slot:

@@ -1,6 +1,6 @@
 """The tree over all sealed records, and proofs that a record, or an older tree, is in it: RFC 6962, section 2.1.
 
-Hashes are 32 bytes of SHA-256. A proof is a list of them, from the leaf upwards.
+Hashes are 32 bytes of SHA-256; a leaf's is `audit.chained` of its record. A proof is a list of them, from the leaf upwards.
 """
 
 from __future__ import annotations
@@ -10,11 +10,6 @@ from hashlib import sha256
 
 EMPTY = sha256(b"").digest()
 """Root of a tree without leaves."""
-
-
-def leaf(record: bytes) -> bytes:
-    """Return the hash of one record, as it stands in a segment without the newline."""
-    return sha256(b"\x00" + record).digest()
 
 
 def node(left: bytes, right: bytes) -> bytes:

@@ -95,6 +95,10 @@ def verified(note: str, key: PublicKey) -> str:
     """Return the text of a note that this key signed; signatures of others are passed over. Raises: NoteError."""
     text, parted, signatures = note.rpartition("\n\n")
     text += "\n"
+    try:
+        encoded_text = text.encode()
+    except UnicodeEncodeError:
+        raise NoteError("it is no signed note: it is not text") from None
     if not parted or not signatures.endswith("\n") or any(character < " " and character != "\n" for character in note):
         raise NoteError("it is no signed note: a text, an empty line and signatures are expected")
     for line in signatures[:-1].split("\n"):
@@ -106,7 +110,7 @@ def verified(note: str, key: PublicKey) -> str:
         if name != key.name or signature[:4] != key.hash:
             continue
         try:
-            Ed25519PublicKey.from_public_bytes(key.key).verify(signature[4:], text.encode())
+            Ed25519PublicKey.from_public_bytes(key.key).verify(signature[4:], encoded_text)
         except InvalidSignature:
             raise NoteError(f"the signature of {key.name} is not of this text") from None
         return text
@@ -121,7 +125,7 @@ class Checkpoint:
     size: int
     root: bytes
     at: str
-    """RFC 3339, UTC."""
+    """RFC 3339, UTC: what was written until then is sealed."""
     tips: dict[str, int]
     """The last sequence number sealed of each writer that has not closed."""
 
@@ -136,13 +140,13 @@ class Checkpoint:
         """Read what `text` wrote; lines of other kinds are passed over. Raises: NoteError."""
         try:
             origin, size, root, *more = text.removesuffix("\n").split("\n")
-            words = [line.split(" ") for line in more]
+            words = [_line(line).split(" ") for line in more]
             return cls(
-                origin=origin,
+                origin=_line(origin),
                 size=_size(size),
-                root=_decoded(root, "root"),
+                root=_root(root),
                 at=next(at for kind, at, *_ in words if kind == "at"),
-                tips={line[1]: int(line[2]) for line in words if line[0] == "tip"},
+                tips={line[1]: _size(line[2]) for line in words if line[0] == "tip"},
             )
         except (ValueError, IndexError, StopIteration):
             raise NoteError("it is no checkpoint: an origin, a size, a root and a time are expected") from None
@@ -158,6 +162,19 @@ def _read_key(text: str, what: str) -> tuple[str, str, bytes]:
     return name, told, raw[1:]
 
 
+def _line(text: str) -> str:
+    if not text:
+        raise ValueError(text)
+    return text
+
+
+def _root(text: str) -> bytes:
+    root = _decoded(text, "root")
+    if len(root) != 32:
+        raise ValueError(text)
+    return root
+
+
 def _size(text: str) -> int:
     if not text.isdecimal() or str(int(text)) != text:
         raise ValueError(text)
@@ -171,6 +188,10 @@ def _check_name(name: str) -> None:
 
 def _decoded(text: str, what: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise NoteError(f"the {what} is not base64") from None
+    # The last letter may hold bits that nobody reads: one text for one value, or a note could be altered unseen.
+    if base64.b64encode(raw).decode() != text:
+        raise NoteError(f"the {what} is not base64 as it is written")
+    return raw

@@ -7,6 +7,7 @@ arithmetic. Memory holds what the limits keep now, not the history: of a million
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +31,6 @@ _PRUNE_AT: Final = 20_000
 class Demand(Head, kw_only=True):
     """What a record tells of the demand for calls."""
 
-    request_id: str
     service: str | None = None
     operation: str | None = None
     m1: str | None = None
@@ -51,39 +51,74 @@ class Demand(Head, kw_only=True):
 _read = msgspec.json.Decoder(Demand).decode
 
 
+class _Waiting:
+    """Calls that are told once nothing that came before them can follow any more."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Demand]] = []
+        self._by_id: dict[str, Demand] = {}
+        self._number = 0
+        self.reached = 0
+        """Microsecond of the last that was told."""
+
+    def push(self, at: int, demand: Demand) -> None:
+        self._number += 1
+        heapq.heappush(self._heap, (at, self._number, demand))
+        self._by_id[demand.id] = demand
+
+    def close(self, end: Demand) -> None:
+        """Note how a call ended; one that was put to no limit, or is put to them again, is not told."""
+        found = self._by_id.get(end.intent or "")
+        if found is None:
+            return
+        if end.problem in ("decided_anew", "signature_replayed"):
+            del self._by_id[found.id]
+        elif end.stage in ("refusal", "abort"):
+            found.problem = end.problem
+
+    def until(self, before: float) -> Iterator[tuple[int, Demand]]:
+        while self._heap and self._heap[0][0] < before:
+            self.reached, _, demand = heapq.heappop(self._heap)
+            if self._by_id.pop(demand.id, None) is not None:
+                yield self.reached, demand
+
+
 async def in_order(pages: AsyncIterator[list[bytes]], unknown: Counter[str]) -> AsyncIterator[tuple[int, Demand]]:
     """Yield each demand once, with its microsecond, in the order of arrival; what came too late is counted in `unknown`."""
-    waiting: list[tuple[int, int, Demand]] = []
+    waiting = _Waiting()
     seen: OrderedDict[str, None] = OrderedDict()
-    newest = reached = number = 0
+    newest = 0
     async for page in pages:
         for encoded in page:
-            try:
-                demand = _read(encoded)
-                at = demand.at_us
-            except (msgspec.MsgspecError, ValueError):
+            demand = _demand(encoded)
+            if demand is None:
                 unknown["unreadable"] += 1
                 continue
-            if not demand.reached_limits:
+            waiting.close(demand)
+            # What closes an intent tells of the same call.
+            if not demand.reached_limits or demand.id in seen or demand.intent in seen:
                 continue
-            identity = demand.id
-            # A refusal, or an intent made without Redis, may have left an intent behind: one call, told twice.
-            if identity in seen or demand.intent in seen:
-                continue
-            seen[identity] = None
+            seen[demand.id] = None
             if len(seen) > _REMEMBERED:
                 seen.popitem(last=False)
-            if at < reached:
+            at = demand.at_us
+            if at < waiting.reached:
                 unknown["late"] += 1
                 continue
-            newest, number = max(newest, at), number + 1
-            heapq.heappush(waiting, (at, number, demand))
-        while waiting and waiting[0][0] < newest - _HORIZON_US:
-            reached, _, demand = heapq.heappop(waiting)
-            yield reached, demand
-    while waiting:
-        at, _, demand = heapq.heappop(waiting)
-        yield at, demand
+            newest = max(newest, at)
+            waiting.push(at, demand)
+        for told in waiting.until(newest - _HORIZON_US):
+            yield told
+    for told in waiting.until(math.inf):
+        yield told
+
+
+def _demand(encoded: bytes) -> Demand | None:
+    try:
+        demand = _read(encoded)
+        return demand if demand.at_us >= 0 else None
+    except (msgspec.MsgspecError, ValueError):
+        return None
 
 
 class Smallest:

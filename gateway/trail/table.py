@@ -36,11 +36,11 @@ def record_table(rows: Sequence[Row], heading: bool = True) -> Table:
                     row.get("service", "–"),
                     row.get("operation", "–"),
                     _numbers(row),
-                    row["decision"],
+                    row.get("decision", "–"),
                     row.get("problem") or row.get("result") or row.get("change", ""),
                     row.get("code", ""),
                     row.get("duration_ms", ""),
-                    row["request_id"],
+                    row.get("request_id", "–"),
                 ),
             )
         )
@@ -145,6 +145,18 @@ def change_table(rows: Sequence[Row]) -> Table:
         told = (row.get(name, "–") for name in ("before", "after", "until", "operator", "why"))
         table.add_row(*map(_text, (row["at"], row["account"], limit, row["change"].removeprefix("limit."), *told)))
     return table
+
+
+def report_table(days: Sequence[dict[str, Any]]) -> Table:
+    """Return what became of the calls of each service and day."""
+    columns = ("day", "service", "calls", "answered", "refused", "failed", "unknown")
+    return text_table(columns, [[day[name] if day[name] is not None else "nobody" for name in columns] for day in days])
+
+
+def pseudonym_key_table(keys: Sequence[dict[str, Any]]) -> Table:
+    """Return the keys that hide numbers; under a destroyed one nobody finds a number any more."""
+    columns = ("key", "state", "records", "first", "last")
+    return text_table(columns, [[key[name] if key[name] is not None else "–" for name in columns] for key in keys])
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

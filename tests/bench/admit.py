@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import json
 import os
 import secrets
@@ -49,7 +50,7 @@ async def _own(url: str, what: str) -> Admit:
     from gateway.admission import Policies
     from gateway.audit import Auditor, Record
     from gateway.ledger.connect import connect
-    from gateway.ledger.journal import Journal
+    from gateway.ledger.journal import Bounds, Journal
     from gateway.ledger.store import Away, RedisLedger
     from gateway.model import Admission, Arrival, Attempt, Bindings, Call, Caller, PhoneNumber, Secret
     from gateway.numbers import Pseudonyms
@@ -63,7 +64,7 @@ async def _own(url: str, what: str) -> Admit:
         tables[f"other{number}"] = {"by": ["caller"], "services": [f"s{number}"], **wide}
     folder = Path(tempfile.mkdtemp(prefix="gwb"))
     ledger = RedisLedger(
-        connect(config.Redis(url=url), None, read_seconds=None), "bench", f"w{secrets.token_hex(3)}", Journal(folder, "w"), 5.0,
+        connect(config.Redis(url=url), None, read_seconds=None), "bench", f"w{secrets.token_hex(3)}", Journal(folder, "w", Bounds(2**40, 86_400, 0)), 5.0,
         Away(spool=True, stale_seconds_max=900), time.monotonic, lambda *_: None, time.time,
     )  # fmt: skip
     pseudonyms = Pseudonyms(Secret("x" * 32), "k1")
@@ -77,7 +78,7 @@ async def _own(url: str, what: str) -> Admit:
 
     async def admit(number: str) -> None:
         call = Call(caller, "bench", "end", {"m1": PhoneNumber(number, number, "IN")})
-        intent = intent_of(call) if what == "intent" else one
+        intent = intent_of(call) if what == "intent" else copy.copy(one)
         answer = await ledger.admit(call, chosen.charges(call), intent, 0, None, chosen.live)
         assert isinstance(answer, Admission)
 

@@ -174,8 +174,9 @@ def test_a_quota_refuses_with_the_time_to_wait(start) -> None:
     assert '"caller";q=1;w=60' in answers[2].headers["ratelimit-policy"]
     assert '"caller";r=0' in answers[2].headers["ratelimit"]
     assert len(stack.vendor_calls()) == 2
-    (record,) = stack.records(body["request_id"])
+    intent, record = stack.records(body["request_id"])
     assert (record["policy"], record["problem"]) == ("caller", "quota_exceeded")
+    assert record["intent"] == f"{intent['writer']}-{intent['seq']}"
 
 
 def test_a_refused_call_spends_no_quota(start) -> None:

@@ -81,7 +81,12 @@ def test_an_outcome_outlives_redis_and_the_gateway(start: Callable[..., Stack]) 
     caller.join()
     journal = stack.folder / "state" / "journal" / "test"
     until(
-        lambda: any("outlives-all" in path.read_text() for path in journal.glob("*.jsonl")), what="the outcome being journalled"
+        lambda: any(
+            "outlives-all" in line and '"outcome"' in line
+            for path in journal.glob("*.jsonl")
+            for line in path.read_text().splitlines()
+        ),
+        what="the outcome being journalled",
     )
     stack.gateway.popen.kill()
     stack.gateway.popen.wait()
@@ -211,7 +216,11 @@ def test_a_cluster(start: Callable[..., Stack], tmp_path: Path) -> None:
             m1, m2 = stack.masked()
 
             assert stack.unset(m1=m1, m2=m2).status_code == 200
-            until(lambda: client.xlen("gw:{test}:audit") == 2, what="both records")
+            until(
+                lambda: [json.loads(fields[b"r"])["stage"] for _, fields in client.xrange("gw:{test}:audit")][1:]
+                == ["intent", "outcome"],
+                what="both records",
+            )
     finally:
         node.stop()
 

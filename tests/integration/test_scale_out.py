@@ -165,7 +165,10 @@ def test_a_cluster_is_resharded_under_load(start: Callable[..., Stack], cluster:
         assert "CROSSSLOT" not in log
         with redis_py.RedisCluster(port=cluster.ports[0], host="127.0.0.1") as client:
             until(lambda: client.hlen("gw:{test}:open") == 0, what="every intent having its outcome")
-            stages = Counter(json.loads(fields[b"r"])["stage"] for _, fields in client.xrange("gw:{test}:audit"))
-            assert stages["intent"] == stages["outcome"] == 150
+            records = [json.loads(fields[b"r"]) for _, fields in client.xrange("gw:{test}:audit")]
+            ends = Counter(record["problem"] for record in records if record["stage"] in ("outcome", "refusal"))
+            assert (ends["masking_not_found"], ends["quota_exceeded"]) == (150, 250)
+            closed = Counter(record["intent"] for record in records if record["stage"] in ("outcome", "refusal", "abort"))
+            assert closed == Counter(f"{r['writer']}-{r['seq']}" for r in records if r["stage"] == "intent")
     shown = stack.cli("limits", "show", "--json").stdout
     assert '"used": 150' in shown

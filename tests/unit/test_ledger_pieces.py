@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import functools
 import os
 from collections.abc import Awaitable, Callable
@@ -13,9 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gateway.audit import Record
+from gateway.floods import Floods
 from gateway.ledger import journal as journals
 from gateway.ledger.batch import Batch, LedgerDown
-from gateway.ledger.journal import Journal
+from gateway.ledger.chain import Chain, Link
+from gateway.ledger.journal import Bounds, Journal, drop_torn_line, locked, read_lines
 from gateway.ledger.limits import Change, live, read_changes
 
 
@@ -29,22 +31,23 @@ def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return run
 
 
-GOOD = b'{"stage":"intent","writer":"w","seq":1,"at":"2030-01-31T12:30:00.123Z"}'
+BOUNDS = Bounds(1 << 20, 60.0, 0)
 
 
-async def half_written(folder: Path) -> tuple[Journal, asyncio.Future[None]]:
-    """Return a journal whose one record is being brought to the disk."""
-    journal = Journal(folder, "w")
-    journal.add(GOOD)
-    writing = asyncio.ensure_future(journal.flush())
-    await asyncio.sleep(0)
-    return journal, writing
+def links(count: int, chain: Chain | None = None) -> list[Link]:
+    chain = chain or Chain("w")
+    return [chain.link(Record(stage="beat", at="2030-01-31T12:30:00.123Z", account="a")) for _ in range(count)]
+
+
+def lines(folder: Path) -> list[bytes]:
+    return [line for path in sorted(folder.glob("w.*.jsonl")) for line in path.read_bytes().splitlines()]
 
 
 @in_loop
 async def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a short write left is taken back, so that the next record stands on a line of its own."""
-    journal = Journal(tmp_path, "w")
+    journal = Journal(tmp_path, "w", BOUNDS)
+    first, second = links(2)
     real, calls = os.write, 0
 
     def short(file: int, data: bytes) -> int:
@@ -54,71 +57,153 @@ async def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pyte
             return real(file, data[:10])
         raise OSError(28, "full")
 
-    journal.add(GOOD)
+    journal.add(first)
     monkeypatch.setattr(journals.os, "write", short)
     with pytest.raises(OSError, match="full"):
-        await journal.flush()
+        await journal.sync()
+    assert journal.broken
     monkeypatch.undo()
+    assert lines(tmp_path) == []
+    journal.add(second)
+    await journal.sync()
 
-    assert (tmp_path / "w.jsonl").read_bytes() == b""
-    await journal.flush()
-    assert (tmp_path / "w.jsonl").read_bytes() == GOOD + b"\n"
-    await journal.aclose()
-
-
-@in_loop
-async def test_what_is_no_record_is_set_aside(tmp_path: Path) -> None:
-    """A dead writer's damaged lines are counted and kept apart; its records are taken over."""
-    lines = (b'{"stage":"int' + GOOD, b"\xff\x00", b"{}", GOOD.replace(b"2030-01", b"once"), GOOD)
-    (tmp_path / "dead.jsonl").write_bytes(b"\n".join(lines) + b'\n{"stage"')
-
-    journal = Journal(tmp_path, "w")
-
-    assert journal.damaged == 4
-    assert journal.head(9) == [GOOD]
-    assert (tmp_path / "damaged").read_bytes() == b"\n".join(lines[:4]) + b"\n"
-    assert not (tmp_path / "dead.jsonl").exists()
-    await journal.aclose()
+    assert not journal.broken
+    assert lines(tmp_path) == [first.record, second.record]
+    await journal.aclose(sealed=False)
 
 
 @in_loop
-async def test_an_idle_journal_is_empty_on_disk(tmp_path: Path) -> None:
-    """Records that Redis took while they were being written are not there for a successor to open again."""
-    journal, writing = await half_written(tmp_path)
-    journal.drop(1)
-    await writing
+async def test_those_who_come_together_share_one_write_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each returns when its own record is on the disk; fifty take two flushes, not fifty."""
+    journal = Journal(tmp_path, "w", BOUNDS)
+    flushed, real = [], os.fdatasync
 
-    assert (tmp_path / "w.jsonl").read_bytes() == b""
-    await journal.aclose()
+    def counting(file: int) -> None:
+        flushed.append(len(lines(tmp_path)))
+        real(file)
+
+    monkeypatch.setattr(journals.os, "fdatasync", counting)
+
+    async def keep(link: Link) -> None:
+        journal.add(link)
+        await journal.sync()
+
+    await asyncio.gather(*map(keep, links(50)))
+
+    assert flushed[-1] == 50
+    assert len(flushed) <= 2
+    await journal.aclose(sealed=False)
 
 
 @in_loop
-async def test_a_journal_that_closes_writes_each_record_once(tmp_path: Path) -> None:
-    """Also where a write is under way, and something came after it."""
-    journal, writing = await half_written(tmp_path)
-    later = GOOD.replace(b'"seq":1', b'"seq":2')
-    journal.add(later)
-    await journal.aclose()
-    await writing
+async def test_a_journal_keeps_what_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole segments go once they are sealed; the rest can be read again from any record on."""
+    monkeypatch.setattr(journals, "SEGMENT_BYTES", 1000)
+    journal = Journal(tmp_path, "w", BOUNDS)
+    made = links(40)
+    for link in made:
+        journal.add(link)
+        journal.write()
+    assert len(list(tmp_path.glob("w.*.jsonl"))) > 3
+    assert list(journal.read_from(17)) == made[17:]
 
-    assert (tmp_path / "w.jsonl").read_bytes() == GOOD + b"\n" + later + b"\n"
+    assert journal.forget(sealed=20, taken=39) == 0
+
+    kept = list(journal.read_from(0))
+    assert kept == made[kept[0].seq :]
+    assert 0 < kept[0].seq <= 21
+    await journal.aclose(sealed=True)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_an_heir_removed_is_opened_anew(tmp_path: Path) -> None:
-    """Who inherits may hold a new writer's file for a moment and remove it; the writer then has another, on the disk."""
-    path = tmp_path / "w.jsonl"
-    heir = os.open(path, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(heir, fcntl.LOCK_EX)
+@in_loop
+async def test_a_journal_that_nobody_seals_stays_within_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it goes what Redis has, and is told; what Redis lacks stays."""
+    monkeypatch.setattr(journals, "SEGMENT_BYTES", 1000)
+    journal = Journal(tmp_path, "w", Bounds(3000, 60.0, 0))
+    made = links(40)
+    for link in made:
+        journal.add(link)
+        journal.write()
+
+    assert journal.forget(sealed=-1, taken=9) == 1
+    assert next(journal.read_from(0)).seq <= 10
+    assert journal.forget(sealed=-1, taken=39) > 1
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.jsonl")) <= 4000
+    await journal.aclose(sealed=False)
+
+
+@in_loop
+async def test_the_files_of_a_closed_journal_stay_until_they_are_sealed(tmp_path: Path) -> None:
+    """And a journal that was never written to leaves nothing behind."""
+    journal = Journal(tmp_path, "w", BOUNDS)
+    (link,) = links(1)
+    journal.add(link)
+    await journal.aclose(sealed=False)
+    idle = Journal(tmp_path, "idle", BOUNDS)
+    await idle.aclose(sealed=False)
+
+    assert lines(tmp_path) == [link.record]
+    assert {path.name for path in tmp_path.iterdir()} == {"w.000000000000.jsonl", "w.lock"}
+
+
+def test_a_lock_that_was_removed_is_nobodys(tmp_path: Path) -> None:
+    """Who holds a dead writer's lock may remove it with its files: whoever waited for it takes a new one."""
+    heir = locked(tmp_path, "w")
     with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(journals._locked, path)
+        opening = pool.submit(locked, tmp_path, "w")
         with pytest.raises(TimeoutError):
             opening.result(timeout=0.3)
-        path.unlink()
+        with pytest.raises(OSError):
+            locked(tmp_path, "w", wait=False)
+        (tmp_path / "w.lock").unlink()
         os.close(heir)
         file = opening.result(timeout=30)
 
-    assert os.path.samestat(os.fstat(file), path.stat())
+    assert os.path.samestat(os.fstat(file), (tmp_path / "w.lock").stat())
     os.close(file)
+
+
+def test_what_is_no_record_is_told_apart(tmp_path: Path) -> None:
+    """A dead writer's damaged lines are counted; half a line at the end is none, and is taken off."""
+    path = tmp_path / "w.000000000000.jsonl"
+    first, second = links(2)
+    path.write_bytes(b"\n".join((first.record, b"\xff\x00", b"{}", second.record, b'{"stage"')))
+
+    damaged: list[bytes] = []
+    assert [link for link, _ in read_lines(path, damaged)] == [first, second]
+    assert damaged == [b"\xff\x00", b"{}"]
+    drop_torn_line(path)
+    assert path.read_bytes().endswith(second.record + b"\n")
+
+
+def test_floods_are_summed_and_none_is_dropped() -> None:
+    """Beyond a hundred a second of one kind the rest become one record with their number; what closes an intent never does."""
+    floods = Floods()
+
+    def refusal(**more: object) -> Record:
+        return Record(stage="refusal", at="2030-01-31T12:30:00.123Z", account="a", problem="credential_unknown", **more)  # type: ignore[arg-type]
+
+    told = sum(not floods.swallow(refusal(), 10.0 + number / 1000) for number in range(350))
+    told += sum(not floods.swallow(refusal(source="10.0.0.9"), 10.5) for _ in range(5))
+    assert not floods.swallow(refusal(intent="w-1"), 10.6)
+    assert list(floods.over(10.9)) == []
+    (summed,) = floods.over(11.5)
+
+    assert (told, summed.count) == (105, 250)
+    assert list(floods.over(12.0, at_once=True)) == []
+    assert floods.swallow(refusal(), 13.0, always=True)
+    assert [record.count for record in floods.over(13.0, at_once=True)] == [1]
+
+
+def test_ever_new_kinds_fill_no_memory() -> None:
+    """Who sends from ever new addresses is summed by the problem alone."""
+    floods = Floods()
+    for number in range(5000):
+        floods.swallow(Record(stage="refusal", at="x", account="a", problem="p", source=str(number)), 0.0)
+
+    assert len(floods._kinds) <= 1001
+    assert sum(record.count for record in floods.over(9.0)) == 5000 - 1000 - 100
 
 
 @in_loop

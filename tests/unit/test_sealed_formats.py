@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.trail.merkle import EMPTY, Tree, consistency, included, inclusion, leaf, root_of
+from gateway.audit import chained as leaf
+from gateway.trail.merkle import EMPTY, Tree, consistency, included, inclusion, root_of
 from gateway.trail.note import Checkpoint, NoteError, PublicKey, Signer, verified
 
 _ENTRIES = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]

@@ -1,0 +1,176 @@
+"""Carries on the journals of writers that died on this machine: what Redis lacks is sent, what they left open is closed.
+
+All under their own names: an intent without a closing record gets an `abort`, since nobody can tell whether the vendor
+acted, and the writer a `close`. The files go when all of it is sealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from gateway.audit import Record, abort, rfc3339
+from gateway.ledger.batch import Batch, LedgerDown
+from gateway.ledger.chain import Chain, Link
+from gateway.ledger.connect import pairs
+from gateway.ledger.journal import append_to, drop_torn_line, locked, read_lines, remove, segment_paths, set_aside, writers
+from gateway.ledger.names import Names
+from gateway.ledger.writer import AGAIN, RESUMED, append_command, read_tip
+
+_AT_ONCE: Final = 500
+_read_record = msgspec.json.Decoder(Record).decode
+
+
+class Heir:
+    """Looks after the dead writers of one account whose journals stand in one folder."""
+
+    def __init__(
+        self, names: Names, folder: Path, batch: Batch, clock: Callable[[], float], alarm: Callable[[str], None]
+    ) -> None:
+        """`clock` gives Unix seconds; `alarm(event)` is told what somebody should look at."""
+        self._names = names
+        self._folder = folder
+        self._batch = batch
+        self._clock = clock
+        self._alarm = alarm
+        self._locks: dict[str, int] = {}
+        self._last: dict[str, int] = {}
+        """Number of the last record of those that are closed."""
+
+    async def look(self) -> None:
+        """Bring every dead writer as far as it can be brought now. Raises: LedgerDown, ResponseError; OSError is told only."""
+        for writer in writers(self._folder):
+            if writer not in self._locks:
+                try:
+                    self._locks[writer] = locked(self._folder, writer, wait=False)
+                except OSError:
+                    continue  # It lives, or another heir has it.
+            try:
+                await self._carry_on(writer)
+            except OSError:
+                self._alarm("journal.broken")
+
+    async def close_lost(self, writer: str, operator: str, why: str) -> int | None:
+        """Close a writer whose journal is lost; return how many intents it left open, None: it is not known, or lives.
+
+        Raises: LedgerDown, ResponseError.
+        """
+        names = self._names
+        tip, alive = await asyncio.gather(
+            self._batch.submit("HGET", names.tips, writer), self._batch.submit("ZSCORE", names.processes, writer)
+        )
+        if read_tip(tip) < 0 or alive is not None:
+            return None
+        now = self._clock()
+        closing = list(await self._open_in_redis(writer, now))
+        ends = Record(stage="close", at=rfc3339(now), account=names.account, operator=operator, why=why)
+        chain = Chain(writer, read_tip(tip) + 1, tip.partition(b" ")[2].decode())
+        if not await self._send(writer, [chain.link(record) for record in (*closing, ends)], chain.seq):
+            raise LedgerDown("fork")
+        return len(closing)
+
+    def close(self) -> None:
+        """Leave the rest to others."""
+        for lock in self._locks.values():
+            os.close(lock)
+        self._locks.clear()
+
+    async def _carry_on(self, writer: str) -> None:
+        names = self._names
+        tip, sealed = await asyncio.gather(
+            self._batch.submit("HGET", names.tips, writer), self._batch.submit("HGET", names.sealed, writer)
+        )
+        sealed = int(sealed or -1)
+        if writer not in self._last:
+            self._last[writer] = await self._close_writer(writer, tip)
+        last = self._last[writer]
+        if sealed >= last:
+            remove(self._folder, writer)
+            self._forget(writer)
+        elif read_tip(tip) < last and not await self._ship(writer, max(read_tip(tip), sealed) + 1):
+            self._alarm("trail.forked")
+            set_aside(self._folder, writer)
+            self._forget(writer)
+
+    def _forget(self, writer: str) -> None:
+        self._last.pop(writer)
+        os.close(self._locks.pop(writer))
+
+    async def _close_writer(self, writer: str, tip: bytes | None) -> int:
+        """Add to a journal what its writer could not, and return the number of the last record."""
+        open_intents: dict[str, bytes] = {}
+        told: set[str] = set()
+        newest, closed = None, False
+        damaged: list[bytes] = []
+        paths = segment_paths(self._folder, writer)
+        drop_torn_line(paths[-1])
+        for path in paths:
+            for link, head in read_lines(path, damaged):
+                newest, closed = link, head.stage == "close"
+                if head.stage == "intent":
+                    open_intents[head.id] = link.record
+                    told.add(head.id)
+                elif head.intent is not None:
+                    open_intents.pop(head.intent, None)
+                    told.add(head.intent)
+        if damaged:
+            self._alarm("journal.damaged")
+            append_to(self._folder / "damaged", damaged)
+        seq, prev = (newest.seq + 1, newest.hash) if newest is not None else (0, "")
+        if read_tip(tip) >= seq:
+            assert tip is not None
+            # The disk took less than Redis did.
+            seq, prev, closed = read_tip(tip) + 1, tip.partition(b" ")[2].decode(), False
+        if closed:
+            return seq - 1
+        chain = Chain(writer, seq, prev)
+        now = self._clock()
+        closing = [abort(_read_record(record), "unknown_outcome", now) for record in open_intents.values()]
+        # What the journal tells of goes by the journal: Redis may not have been sent yet what closes it.
+        closing += [record for record in await self._open_in_redis(writer, now) if record.intent not in told]
+        closing.append(Record(stage="close", at=rfc3339(now), account=self._names.account, why="recovered"))
+        path = self._folder / f"{writer}.{seq:012d}.jsonl"
+        append_to(path, [chain.link(record).record for record in closing])
+        return chain.seq - 1
+
+    async def _open_in_redis(self, writer: str, now: float) -> Iterator[Record]:
+        """Return the ends of intents that are open in Redis; the journal may not have taken them."""
+        kept = pairs(await self._batch.submit("HGETALL", self._names.open))
+        at, account = rfc3339(now), self._names.account
+        return (
+            Record(stage="abort", at=at, account=account, intent=key.decode(), result="unknown", problem="unknown_outcome")
+            for key, _ in kept
+            if key.decode().rpartition("-")[0] == writer
+        )
+
+    async def _ship(self, writer: str, first: int) -> bool:
+        """Send a journal from a number on; say whether Redis took it, and not another's records in its place."""
+        chunk: list[Link] = []
+        expected = -1
+        for path in segment_paths(self._folder, writer):
+            for link, _ in read_lines(path, []):
+                if link.seq < first:
+                    continue
+                chunk.append(link)
+                if len(chunk) == _AT_ONCE:
+                    if not await self._send(writer, chunk, expected):
+                        return False
+                    expected, chunk = chunk[-1].seq + 1, []
+        return not chunk or await self._send(writer, chunk, expected)
+
+    async def _send(self, writer: str, links: list[Link], expected: int) -> bool:
+        commands: list[tuple[Any, ...]] = []
+        for link in links:
+            # Before the first stands what is sealed; before others, lines that were damaged.
+            sent = AGAIN if link.seq == expected else RESUMED
+            commands.append(append_command(self._names, writer, link, sent, known=bool(commands)))
+            expected = link.seq + 1
+        answers: list[Any] = await asyncio.gather(*(self._batch.submit(*words) for words in commands))
+        if any(answer[0] == b"gap" for answer in answers):
+            raise LedgerDown("gap")  # Redis lost records meanwhile; the next look finds out from where.
+        return all(answer[0] == b"appended" for answer in answers)

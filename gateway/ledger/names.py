@@ -1,0 +1,34 @@
+"""What the keys of one vendor account are called in Redis."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KEYS_TAG: Final = ":keys"
+"""Stands where an account's name stands, for what is no account's own: keys and their trail. No account can have it."""
+
+
+class Names:
+    """The Redis keys of one vendor account; one hash tag, so that a cluster keeps them in one slot."""
+
+    def __init__(self, account: str) -> None:
+        base = f"gw:{{{account}}}:"
+        self.account = account
+        self.epoch = base + "epoch"
+        self.slot = base + "slot"
+        self.audit = base + "audit"
+        self.tips = base + "tips"
+        """By writer: the number and hash of its last record in the stream."""
+        self.sealed = base + "sealed"
+        """By writer: the number of its last sealed record."""
+        self.open = base + "open"
+        self.nonce = base + "nonce"
+        self.limits = base + "limits"
+        self.limits_version = base + "limits:version"
+        self.processes = base + "processes"
+        self.probe = base + "probe"
+        self._refused = base + "refused:"
+
+    def refused(self, bucket: int) -> str:
+        """Return where refusals of a span of time are counted."""
+        return f"{self._refused}{bucket}"

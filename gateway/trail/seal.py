@@ -1,0 +1,195 @@
+"""The sealer: carries the live streams into the archive, and signs what the archive is then.
+
+One for all gateways; a lease in Redis sees to it, and that nobody goes on in another archive. Its signing key is nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gateway.audit import Record, change, rfc3339
+from gateway.ledger.names import KEYS_TAG, Names
+from gateway.trail.archive import Archive, ArchiveError
+from gateway.trail.note import Checkpoint, Signer
+from gateway.trail.search import decode, encoded
+
+_PAGE: Final = 1000
+_LEASE_MS: Final = 10_000
+_COMMANDS_SECONDS: Final = 3600
+_CLOSED_SECONDS: Final = 30 * 86_400
+"""A machine may come back as late, with a journal whose records are sealed, and has to be told."""
+_TRIM_EVERY_SECONDS: Final = 60.0
+_RETAIN_EVERY_SECONDS: Final = 3600.0
+_LEASE_KEY: Final = f"gw:{{{KEYS_TAG}}}:sealer"
+_ARCHIVE_KEY: Final = f"gw:{{{KEYS_TAG}}}:archive"
+# KEYS: the lease, the archive in use. ARGV: who asks, milliseconds, its archive. Returns whether the asker has the lease, and
+# the archive in use.
+_LEASE: Final = """
+local holder, archive = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2])
+if holder and holder ~= ARGV[1] then return {0, archive or ''} end
+if archive and archive ~= ARGV[3] then return {0, archive} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if not archive then redis.call('SET', KEYS[2], ARGV[3]) end
+return {1, ARGV[3]}
+"""
+# KEYS: the lease. ARGV: who gives it back.
+_GIVE_BACK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end return 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What one round did."""
+
+    note: str
+    """The signed checkpoint."""
+    size: int
+    """Records sealed, in all."""
+    added: int
+    more: bool
+    """Whether more waits to be sealed."""
+    alarms: tuple[str, ...]
+    """What somebody should look at: two records of one name, missing ones, entries that are no records."""
+
+
+@dataclass(slots=True)
+class Sealer:
+    """Seals what the streams hold."""
+
+    client: Any
+    accounts: tuple[str, ...]
+    archive: Archive
+    signer: Signer
+    stream_seconds: float
+    """How long sealed records stay in the streams too."""
+    clock: Callable[[], float]
+    """Unix seconds."""
+    record: Callable[[Record], Awaitable[None]]
+    """Brings a record of the sealer's own to the trail."""
+    keep_seconds: float = 0.0
+    """How long sealed records are kept; 0: for ever."""
+    _name: str = field(default_factory=lambda: secrets.token_hex(8))
+    _trimmed_at: float = 0.0
+    _looked_at: float = 0.0
+    _removing: tuple[Record, int] | None = None
+    """What says that records were removed, and the place up to which; they are, once that is sealed."""
+    _told: dict[str, int] = field(default_factory=dict)
+
+    async def seal(self) -> Sealed | None:
+        """Seal some thousand records at most, or nothing but the moment; None: another sealer has the lease.
+
+        Raises: ArchiveError, OSError when the archive cannot be written, redis.exceptions.RedisError.
+        """
+        has_lease, in_use = await self.client.eval(
+            _LEASE, 2, _LEASE_KEY, _ARCHIVE_KEY, self._name, _LEASE_MS, self.archive.state.id
+        )
+        if in_use.decode() not in ("", self.archive.state.id):
+            raise ArchiveError(
+                f"{self.archive.folder} is another archive than the one in use: give the sealer that one, or, where it is lost, "
+                f"delete the Redis key {_ARCHIVE_KEY}"
+            )
+        if not has_lease:
+            return None
+        before, alarms, more = self.archive.state.size, [], False
+        now = sealed_until = self.clock()
+        for account in self.accounts:
+            records, positions, odd = await self._read(Names(account).audit)
+            alarms += odd
+            if positions:
+                alarms += await asyncio.to_thread(self.archive.add, records, positions, account)
+            if len(records) + len(odd) >= _PAGE:
+                # Behind it more waits: of what came later nothing is said yet, or its writers would seem to be silent.
+                more = True
+                sealed_until = min(sealed_until, *(int(place.partition("-")[0]) / 1000 for place in positions.values()))
+        over = self.archive.forget(rfc3339(now - _COMMANDS_SECONDS), rfc3339(now - _CLOSED_SECONDS))
+        note = self._sign(sealed_until)
+        await asyncio.to_thread(self.archive.publish, note)
+        await self._tell(over)
+        if now - self._trimmed_at >= _TRIM_EVERY_SECONDS:
+            self._trimmed_at = now
+            await self._trim(now)
+        await self._retain(now)
+        size = self.archive.state.size
+        return Sealed(note, size, size - before, more, tuple(alarms))
+
+    async def aclose(self) -> None:
+        """Give the lease back."""
+        await self.client.eval(_GIVE_BACK, 1, _LEASE_KEY, self._name)
+
+    async def _read(self, stream: str) -> tuple[list[bytes], dict[str, str], list[str]]:
+        reached = self.archive.state.positions.get(stream)
+        if (
+            reached
+            and (newest := await self.client.xrevrange(stream, count=1))
+            and _order(newest[0][0]) < _order(reached.encode())
+        ):
+            reached = None  # The stream was emptied, and Redis' clock set back: ids begin anew.
+        page = await self.client.xrange(stream, f"({reached}" if reached else "-", "+", count=_PAGE)
+        whole, odd = [], []
+        for identity, fields in page:
+            record = encoded(fields)
+            if decode(record) is None or b"\n" in record:
+                odd.append(f"entry {identity.decode()} of {stream} is no record")
+            else:
+                whole.append(record)
+        return whole, {stream: page[-1][0].decode()} if page else {}, odd
+
+    def _sign(self, until: float) -> str:
+        tree, tips = self.archive.tree, self.archive.state.tips
+        checkpoint = Checkpoint(
+            origin=self.signer.name,
+            size=tree.size,
+            root=tree.root,
+            at=rfc3339(until),
+            tips={writer: tip.seq for writer, tip in tips.items() if tip.opened and not tip.closed},
+        )
+        return self.signer.sign(checkpoint.text())
+
+    async def _tell(self, over: list[tuple[str, str]]) -> None:
+        """Let writers know how far they are sealed, so that they can let go of their journals."""
+        by_account: dict[str, dict[str, int]] = {}
+        for writer, tip in self.archive.state.tips.items():
+            if self._told.get(writer) != tip.seq:
+                by_account.setdefault(tip.account, {})[writer] = tip.seq
+        for account, told in by_account.items():
+            await self.client.hset(Names(account).sealed, mapping=told)
+            self._told.update(told)
+        for account, writer in over:
+            self._told.pop(writer, None)
+            await self.client.hdel(Names(account).tips, writer)
+            await self.client.hdel(Names(account).sealed, writer)
+
+    async def _retain(self, now: float) -> None:
+        """Remove the segments that are old enough, once the trail itself says that they were."""
+        if self._removing is not None:
+            record, before = self._removing
+            if self.archive.index.place_of(record.writer, record.seq) is not None:
+                await asyncio.to_thread(self.archive.remove, before)
+                self._removing = None
+        elif self.keep_seconds and now - self._looked_at >= _RETAIN_EVERY_SECONDS:
+            self._looked_at = now
+            before, root = await asyncio.to_thread(self.archive.older_than, rfc3339(now - self.keep_seconds))
+            if before:
+                record = change(
+                    "trail.removed", at=now, request_id=secrets.token_hex(16), account=KEYS_TAG, operator="gateway",
+                    before="0", after=str(before), subject=root.hex(),
+                )  # fmt: skip
+                await self.record(record)
+                self._removing = record, before
+
+    async def _trim(self, now: float) -> None:
+        oldest = f"{int((now - self.stream_seconds) * 1000)}-0"
+        positions: Mapping[str, str] = self.archive.state.positions
+        for stream, sealed in positions.items():
+            # What stands at the bound stays.
+            bound = min(oldest.encode(), sealed.encode(), key=_order)
+            await self.client.xtrim(stream, minid=bound.decode(), approximate=False)
+
+
+def _order(identity: bytes) -> tuple[int, int]:
+    millis, _, number = identity.partition(b"-")
+    return int(millis), int(number)
