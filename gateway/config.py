@@ -690,6 +690,10 @@ def _contradictions(settings: Settings) -> list[Fault]:
         faults.append(Fault("redis.cluster", "cannot be true together with redis.sentinels"))
     if not all(re.fullmatch(r"[^:\s]+:\d{1,5}", sentinel) for sentinel in settings.redis.sentinels):
         faults.append(Fault("redis.sentinels", 'must be texts like "10.0.0.1:26379"'))
+    if settings.audit.pseudonym_key_id in dict(settings.audit.pseudonym_keys):
+        faults.append(
+            Fault("audit.pseudonym_keys", f"names the current key, {settings.audit.pseudonym_key_id}: give that one another name")
+        )
     if settings.upstream.read_timeout_ms > settings.upstream.total_timeout_ms:
         faults.append(Fault("upstream.read_timeout_ms", "must not be longer than upstream.total_timeout_ms"))
     if settings.server.drain_seconds * 1000 <= settings.upstream.longest_ms:
