@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from gateway import __version__, embedded
 from gateway.admission import Policies
-from gateway.audit import Auditor
+from gateway.audit import Auditor, change
 from gateway.authentication import Authenticator
 from gateway.calling import Account, Calling
 from gateway.config import SecretReference, Settings
@@ -69,7 +69,10 @@ def create_app(
     pseudonyms = Pseudonyms(pseudonym_key, settings.audit.pseudonym_key_id)
     serving = Serving(__version__, sha256(repr(settings).encode()).hexdigest()[:16])
     ledgers = {name: make_ledger(settings, name, environ, log, folder, serving) for name in settings.accounts}
-    vaults = {name: make_vault(settings, name, environ, pseudonym_key, log) for name in settings.accounts}
+    vaults = {
+        name: make_vault(settings, name, environ, pseudonym_key, partial(_credential_changed, log, ledger))
+        for name, ledger in ledgers.items()
+    }
     upstreams = {name: HttpUpstream(settings.upstream, account.brand) for name, account in settings.accounts.items()}
     accounts = {
         name: make_account(settings, name, pseudonyms, ledgers[name], vaults[name], upstreams[name]) for name in settings.accounts
@@ -256,15 +259,14 @@ def _writer() -> str:
     return f"{socket.gethostname()[:24]}-{secrets.token_hex(4)}"
 
 
-def make_vault(settings: Settings, account: str, environ: Mapping[str, str], version_key: Secret, log: Logger) -> Vault:
-    """Return one account's credentials, read once. Raises: SecretUnreadable."""
-
-    def changed(slot: str, version: str, why: str) -> None:
-        if why:
-            log.error("credential.unreadable", account=account, slot=slot, why=why)
-        else:
-            log.info("credential.loaded", account=account, slot=slot, version=version)
-
+def make_vault(
+    settings: Settings,
+    account: str,
+    environ: Mapping[str, str],
+    version_key: Secret,
+    changed: Callable[[str, str, str], None] = lambda *_: None,
+) -> Vault:
+    """Return one account's credentials, read once; `changed(slot, version, why not)` is told. Raises: SecretUnreadable."""
     slots = {slot: settings.accounts[account].slot(slot) for slot in SLOTS}
     return Vault(slots, environ, version_key, settings.upstream.command_seconds, changed)
 
@@ -283,6 +285,19 @@ def jwks_sources(settings: Settings) -> dict[str, JwksSettings]:
         )
         for name, issuer in settings.issuers.items()
     }
+
+
+def _credential_changed(log: Logger, ledger: RedisLedger, slot: str, version: str, why: str) -> None:
+    account = ledger.account
+    if why:
+        log.error("credential.unreadable", account=account, slot=slot, why=why)
+        return
+    log.info("credential.loaded", account=account, slot=slot, version=version)
+    record = change(
+        "credential.loaded", at=time.time(), request_id=secrets.token_hex(16), account=account, operator="gateway",
+        slot=slot, credential=version,
+    )  # fmt: skip
+    ledger.note(record)
 
 
 def _issuer_changed(log: Logger, name: str, good: bool, why: str) -> None:

@@ -135,7 +135,7 @@ class Opened:
     def vault(self, account: str) -> Vault:
         """Return an account's credentials. Raises: SecretUnreadable."""
         version_key = read_pseudonym_key(self.settings, os.environ, self.folder)
-        return make_vault(self.settings, account, os.environ, version_key, make_logger("silent"))
+        return make_vault(self.settings, account, os.environ, version_key)
 
 
 async def change_limits(ledger: RedisLedger, decide: Callable[[limits.Changes], list[limits.Made]]) -> list[limits.Made]:

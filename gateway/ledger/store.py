@@ -130,7 +130,8 @@ class RedisLedger:
         self._heir = Heir(names, journal.folder, self._batch, clock, alarm)
         self._floods = Floods()
         self._tell_changed = changed
-        self._opened = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where it was opened; None: it was not."""
         self._kept_up_at = now()
         self._away = away
         self._limiter: Limiter | None = None
@@ -146,6 +147,11 @@ class RedisLedger:
         self.degraded = 0
         """How many calls this process admitted without Redis."""
         self._uncounted: Counter[tuple[int, str]] = Counter()
+
+    @property
+    def account(self) -> str:
+        """The account whose ledger it is."""
+        return self._names.account
 
     @property
     def writer(self) -> str:
@@ -174,7 +180,7 @@ class RedisLedger:
 
     async def open(self) -> None:
         """Tell that this process lives."""
-        self._opened = True
+        self._loop = asyncio.get_running_loop()
         if self._serving is not None:
             self._trail.send(self._of_itself("open"))
         await self._beat()
@@ -191,8 +197,9 @@ class RedisLedger:
                 recorded_at = self._now()
                 self._trail.send(self._of_itself("beat"))
             if not self._batch.down:
-                with suppress(LedgerDown):
-                    await self._trail.catch_up()
+                if self._trail.behind:
+                    with suppress(LedgerDown):
+                        await self._trail.catch_up()
                 if self._now() - beaten_at >= _BEAT_EVERY_SECONDS:
                     beaten_at = self._now()
                     await self._beat()
@@ -205,7 +212,8 @@ class RedisLedger:
 
     async def aclose(self) -> None:
         """Write what is still to be written, to Redis or the journal, and close."""
-        if self._opened:
+        if self._loop is not None:
+            self._loop = None
             self._floods_over(at_once=True)
             if self._serving is not None:
                 self._trail.send(self._of_itself("close"))
@@ -511,6 +519,11 @@ class RedisLedger:
         except OSError:
             if not was_broken:
                 self._alarm("journal.broken")
+
+    def note(self, record: Record) -> None:
+        """Record what befell this process since it was opened, from any thread; what was so before, its `open` tells."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._trail.send, record)
 
     def _floods_over(self, *, at_once: bool = False) -> None:
         if not self._trail.full:

@@ -111,6 +111,11 @@ class TrailWriter:
         return len(self._waiting)
 
     @property
+    def behind(self) -> bool:
+        """Whether records wait that are not on their way."""
+        return not self._in_order
+
+    @property
     def full(self) -> bool:
         """Whether as much waits for Redis as may."""
         bounds = self.journal.bounds

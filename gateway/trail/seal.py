@@ -111,6 +111,7 @@ class Sealer:
         await self._tell(over)
         if now - self._trimmed_at >= _TRIM_EVERY_SECONDS:
             self._trimmed_at = now
+            self._told.clear()  # Redis may have lost it.
             await self._trim(now)
         await self._retain(now)
         size = self.archive.state.size

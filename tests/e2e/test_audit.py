@@ -308,3 +308,27 @@ def test_the_sealer_is_apart_where_it_is_asked_to_be(start: Callable[..., Stack]
     assert sealer.stop() == 0
     done = command("audit", "verify", "--archive", str(archive(stack)), "--public-key", public)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_process_tells_of_itself(start: Callable[..., Stack], tmp_path: Path) -> None:
+    """It opens with version and settings, tells of a changed credential and of Redis, and closes; other settings, other digest."""
+    path = tmp_path / "ssid"
+    path.write_text("first-value")
+    stack = start(credential=f'ssid = {{ file = "{path}" }}')
+    path.write_text("second-value")
+    until(lambda: any(record.get("change") == "credential.loaded" for record in stack.whole_stream()), what="the change")
+    stack.redis.kill()
+    stack.unset(m1="9812345678")
+    stack.redis.start()
+    until(lambda: any(record["stage"] == "recovered" for record in stack.whole_stream()), what="the end of the outage")
+    stack.gateway.stop()
+    stack.config.write_text(stack.config.read_text().replace("read_timeout_ms = 1500", "read_timeout_ms = 1400"))
+    stack.start_gateway()
+
+    told = [record for record in stack.whole_stream() if record["stage"] not in ("intent", "outcome", "refusal", "abort")]
+    assert [record["stage"] for record in told] == ["open", "change", "degraded", "recovered", "close", "open"]
+    first, changed, *_, second = told
+    assert (changed["slot"], changed["credential"]) == ("primary", changed["credential"])
+    assert "value" not in json.dumps(told)
+    assert first["version"] == second["version"]
+    assert first["config"] != second["config"]
