@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from redis.exceptions import NoScriptError
 
 from gateway.audit import Record, abort, rfc3339
 from gateway.ledger.batch import Batch, LedgerDown
@@ -170,7 +171,10 @@ class Heir:
             sent = AGAIN if link.seq == expected else RESUMED
             commands.append(append_command(self._names, writer, link, sent, known=bool(commands)))
             expected = link.seq + 1
-        answers: list[Any] = await asyncio.gather(*(self._batch.submit(*words) for words in commands))
+        try:
+            answers: list[Any] = await asyncio.gather(*(self._batch.submit(*words) for words in commands))
+        except NoScriptError:
+            raise LedgerDown("script") from None  # It was forgotten amid them; the next look sends what is left.
         if any(answer[0] == b"gap" for answer in answers):
             raise LedgerDown("gap")  # Redis lost records meanwhile; the next look finds out from where.
         return all(answer[0] == b"appended" for answer in answers)

@@ -265,6 +265,8 @@ class TrailWriter:
                 if wrong is None:
                     continue
                 answer = answers[wrong]
+                if isinstance(answer, NoScriptError):
+                    continue  # It was forgotten amid them; what is first now brings it again.
                 if isinstance(answer, BaseException):
                     raise answer
                 mended += 1
