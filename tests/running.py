@@ -374,7 +374,8 @@ pseudonym_key = {{ env = "PSEUDONYM_KEY" }}
 
         def whole() -> list[dict[str, Any]] | None:
             found = [record for record in self.stream() if record["request_id"] == request_id]
-            return found if any(record["stage"] != "intent" for record in found) else None
+            over = (record for record in found if record["stage"] != "intent" and record.get("problem") != "decided_anew")
+            return found if any(over) else None
 
         return list(until(whole, what=f"the last record of {request_id}"))
 

@@ -106,4 +106,12 @@ def test_only_the_exchange_reveals() -> None:
         if ".reveal()" in path.read_text()
     }
 
-    assert calls == {"app.py": 1, "check.py": 1, "cli/seal.py": 1, "credentials.py": 4, "ledger/connect.py": 1, "numbers.py": 1, "vault.py": 2}
+    assert calls == {
+        "app.py": 1,
+        "check.py": 1,
+        "cli/seal.py": 1,
+        "credentials.py": 4,
+        "ledger/connect.py": 1,
+        "numbers.py": 1,
+        "vault.py": 2,
+    }

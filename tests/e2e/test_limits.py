@@ -243,12 +243,18 @@ def test_operators_at_once_lose_no_change(start: Callable[..., Stack]) -> None:
     assert (after["rate"], after["burst"], after["concurrency"], after["mode"]) == ("9/m", 11, 5, "shadow")
     history = [json.loads(line) for line in stack.cli("limits", "history", "--json").stdout.splitlines()]
     assert [row["before"] for row in history[1:]] == [row["after"] for row in history[:-1]]
-    # Whoever decided by an older state is sent back, and nothing of it is kept.
+    assert len(history) == 4
+    # Whoever decided by an older state is sent back: nothing is changed, and the trail says that it was not.
+    records = {f"{record['writer']}-{record['seq']}": record for record in stack.stream()}
+    not_made = [record["intent"] for record in records.values() if record["stage"] == "abort"]
+    assert sum(record["stage"] == "change" for record in records.values()) == 4 + len(not_made)
+    assert {records[name]["stage"] for name in not_made} <= {"change"}
     with stack.redis.client() as client:
-        names = ("gw:{test}:limits", "gw:{test}:limits:version", "gw:{test}:audit")
-        before = client.hgetall(names[0]), client.xlen(names[2])
-        assert client.eval(SAVE, 3, *names, "an older version", "number", "{}", "{}") == b""
-        assert (client.hgetall(names[0]), client.xlen(names[2])) == before
+        names = ("gw:{test}:tips", "gw:{test}:audit", "gw:{test}:limits", "gw:{test}:limits:version")
+        before = client.hgetall(names[2])
+        link = ("host-x", "first", 0, "", "ab" * 32, "{}", "host-x-0")
+        assert client.eval(SAVE.text, 4, *names, *link, "an older version", 0, 1, "number", "{}") == [b"stale"]
+        assert client.hgetall(names[2]) == before
 
 
 def test_shadow_is_seen_everywhere_and_refuses_nobody(start: Callable[..., Stack]) -> None:
