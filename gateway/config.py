@@ -544,6 +544,12 @@ class Audit:
         _reference,
         None,
     )
+    copy_url: str = _s(
+        "where the sealer keeps a copy of the sealed trail, `s3://BUCKET/PREFIX`, with the package's extra `s3`; empty: nowhere",
+        _text,
+        "",
+    )
+    copy_endpoint: str = _s("address of the S3-compatible store; empty: that of AWS", _text, "")
     keep_days: int = _s("how long sealed records are kept; 0: for ever", _between(0, 100_000), 0)
     stream_hours: int = _s("how long sealed records stay in Redis too", _between(0, 100_000), 24)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from gateway.ledger.connect import FAULTS
 from gateway.ledger.names import KEYS_TAG
 from gateway.telemetry import Logger, make_logger
 from gateway.trail.archive import CHECKPOINT, Archive, ArchiveError
+from gateway.trail.copies import Copies, CopyError
 from gateway.trail.index import Query
 from gateway.trail.note import NoteError, PublicKey, Signer
 from gateway.trail.prove import ProofError, check_proof, prove
@@ -90,13 +92,32 @@ def _seal(arguments: argparse.Namespace) -> int:
                 hours, days = settings.audit.stream_hours, settings.audit.keep_days
                 record = opened.registry.record
                 sealer = Sealer(client, accounts, archive, signer, hours * 3600, time.time, record, days * 86_400)
-                await _seal_for_ever(sealer, log, stopping, arguments)
+                async with _copied(settings, folder, log):
+                    await _seal_for_ever(sealer, log, stopping, arguments)
         return 0
 
     try:
         return with_store(arguments, work)
     except ArchiveError as error:
         raise UsageError(str(error)) from None
+
+
+def _copied(settings: Settings, folder: Path, log: Logger) -> AbstractAsyncContextManager[None]:
+    """Return what keeps the copy of the trail up to date, if there is to be one. Raises: UsageError."""
+    audit = settings.audit
+    if not audit.copy_url:
+        return nullcontext()
+
+    def tell(wrong: CopyError | None) -> None:
+        if wrong is None:
+            log.info("trail.copied_again")
+        else:
+            log.error("trail.not_copied", why=str(wrong))
+
+    try:
+        return Copies(audit.copy_url, audit.copy_endpoint or None).following(folder, tell)
+    except CopyError as error:
+        raise UsageError(f"audit.copy_url: {error}") from None
 
 
 async def _opened_archive(folder: Path, log: Logger, stopping: asyncio.Event, arguments: argparse.Namespace) -> Archive:

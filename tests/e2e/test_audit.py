@@ -332,3 +332,20 @@ def test_a_process_tells_of_itself(start: Callable[..., Stack], tmp_path: Path) 
     assert "value" not in json.dumps(told)
     assert first["version"] == second["version"]
     assert first["config"] != second["config"]
+
+
+def test_a_store_that_is_not_there_stops_no_seal(start: Callable[..., Stack]) -> None:
+    """It is told once in the log; a bad address is a fault in one line."""
+    stack = start(audit='sealing = "apart"\ncopy_url = "s3://trail/a"\ncopy_endpoint = "http://127.0.0.1:1"')
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "hidden-store-key", "AWS_REGION": "here"}
+
+    done = stack.cli("audit", "seal", "--once", environ=keys)
+
+    assert done.stdout.count("trail.sealed") == 1
+    assert done.stdout.count("trail.not_copied") == 1
+    assert "hidden-store-key" not in done.stdout + done.stderr
+    assert stack.cli("audit", "verify").returncode == 0
+    stack.config.write_text(stack.config.read_text().replace("s3://trail/a", "ftp://trail"))
+    bad = stack.cli("audit", "seal", "--once", environ=keys, check=False)
+    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
+    assert "audit.copy_url" in bad.stderr
