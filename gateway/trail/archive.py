@@ -90,7 +90,11 @@ class Archive:
         except OSError:
             os.close(self._lock)
             raise ArchiveError(f"{folder} is being added to by another process") from None
-        self.state = read_state(folder)
+        try:
+            self.state = self._begun()
+        except BaseException:
+            os.close(self._lock)
+            raise
         self._hashes = self._open_at(HASHES, self.state.size * HASH_BYTES)
         self._rows = self._open_at(segment_name(self.state.segment), self.state.segment_bytes)
         self.tree = Tree()
@@ -173,6 +177,16 @@ class Archive:
         for (_, path), (following, _) in pairwise(found):
             if following <= before:
                 path.unlink()
+
+    def _begun(self) -> State:
+        """Return how far the archive is valid; a new one is given its name before anybody hears of it."""
+        if (self.folder / STATE).exists():
+            return read_state(self.folder)
+        if segments(self.folder) or (self.folder / HASHES).exists():
+            raise ArchiveError(f"{self.folder} has records and no {STATE}: it is a copy, to be verified and not to be added to")
+        state = State()
+        write_whole(self.folder / STATE, msgspec.json.encode(state))
+        return state
 
     def _sealed(self, head: Head) -> bytes | None:
         tip = self.state.tips.get(head.writer)
@@ -259,6 +273,8 @@ class Reader:
         """Yield the records at these places and offsets, as they are. Raises: OSError."""
         firsts = [first for first, _ in segments(self.folder)]
         for place, offset in where:
+            if not firsts or place < firsts[0]:
+                continue  # It was removed meanwhile.
             first = firsts[bisect_right(firsts, place) - 1]
             if first not in self._files:
                 self._files[first] = (self.folder / segment_name(first)).open("rb")

@@ -221,7 +221,7 @@ def test_the_search_combines_what_is_asked(stack: Stack) -> None:
     assert search("--request-id", good, "--until", "2000-01-01T00:00:00Z") == []
     assert stack.cli("audit", "search", "--number", "abc", check=False).returncode == 2
     assert stack.cli("audit", "search", "--since", "yesterday", check=False).returncode == 2
-    table = stack.cli("audit", "tail", "-n", "1").stdout
+    table = stack.cli("audit", "tail", "-n", "1", "--service", "billing").stdout
     assert bad in table
     assert "numbers_equal" in table
 

@@ -118,7 +118,12 @@ def test_what_is_wrong_is_told_and_sealed_all_the_same(redis: Redis, tmp_path: P
 
         assert sealed is not None
         told = " | ".join(sealed.alarms)
-        for words in ("host-1-1 was written twice", "is no record", "host-2-2 does not follow on host-2-0", "host-3-1 does not name"):
+        for words in (
+            "host-1-1 was written twice",
+            "is no record",
+            "host-2-2 does not follow on host-2-0",
+            "host-3-1 does not name",
+        ):
             assert words in told
         assert len(sealed.alarms) == 4
         assert sealed.size == 7
@@ -297,3 +302,23 @@ def test_writers_that_are_over_are_forgotten_in_time(redis: Redis, tmp_path: Pat
         assert stage.status() == 2
 
     staged(redis, tmp_path / "x", work)
+
+
+def test_a_copy_is_not_added_to(tmp_path: Path) -> None:
+    """What has records and does not say how far they are valid is evidence: nothing of it is cut off."""
+    (tmp_path / "00000000000000000000.jsonl").write_bytes(b"{}\n")
+    (tmp_path / "hashes").write_bytes(b"x" * 32)
+
+    with pytest.raises(ArchiveError, match="it is a copy"):
+        Archive(tmp_path)
+
+    assert (tmp_path / "hashes").read_bytes() == b"x" * 32
+    assert (tmp_path / "00000000000000000000.jsonl").read_bytes() == b"{}\n"
+
+
+def test_an_archive_has_its_name_before_it_is_used(tmp_path: Path) -> None:
+    """A sealer that dies at once leaves one that its successor goes on with."""
+    with Archive(tmp_path) as first:
+        name = first.state.id
+    with Archive(tmp_path) as second:
+        assert second.state.id == name

@@ -282,13 +282,19 @@ def broken_by(path: Path, how: str) -> None:
     elif how == "bent":
         data = path.read_bytes()
         path.write_bytes(data[:4096] + b"\x07" * (len(data) - 4096))
+    elif how == "bent deep inside":
+        with sqlite3.connect(path) as other:
+            ((page,),) = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'names'")
+        other.close()
+        data = path.read_bytes()
+        path.write_bytes(data[: (page - 1) * 4096] + b"\x07" * 4096 + data[page * 4096 :])
     else:
         with sqlite3.connect(path) as other:
             other.execute("PRAGMA user_version = 99" if how == "another version" else "DROP TABLE extent")
         other.close()
 
 
-@pytest.mark.parametrize("how", ["no database", "torn", "bent", "another version", "no such table"])
+@pytest.mark.parametrize("how", ["no database", "torn", "bent", "bent deep inside", "another version", "no such table"])
 def test_a_broken_index_is_made_anew(path: Path, how: str) -> None:
     """Who writes it begins again with an empty one, which takes all records again; who reads it is told."""
     found = entries([{"service": "crm", "request_id": f"r{number}"} for number in range(400)])

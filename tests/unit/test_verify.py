@@ -679,7 +679,7 @@ def _row(**changed: object) -> Callable[[dict[str, object]], object]:
         (lambda document: document | {"format": "other/1"}, "format"),
         (lambda document: document | {"checkpoint": str(document["checkpoint"]).replace("\n23\n", "\n22\n")}, "does not hold"),
         (lambda document: document | {"checkpoint": "\ud800\n\n\u2014 trail.example AAAA\n"}, "checkpoint"),
-        (lambda document: document | {"checkpoint": SIGNER.sign("other\n23\nAAAA\nat x\n")}, "not of trail.example"),
+        (lambda document: document | {"checkpoint": SIGNER.sign(f"other\n23\n{'A' * 43}=\nat x\n")}, "not of trail.example"),
         (lambda document: document | {"checkpoint": Signer("other", b"o" * 32).sign("o\n1\nAAAA\nat x\n")}, "not signed by"),
         (_without("format"), "no proof"),
         (_without("checkpoint"), "no proof"),
