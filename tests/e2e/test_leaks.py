@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from gateway.leak_check import forms, scan
 from tests.running import VENDOR_SSID
 
@@ -16,12 +18,13 @@ from tests.running import VENDOR_SSID
 def leak_check(folder: Path, **environ: str) -> tuple[int, list[dict]]:
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "leak-check", "--json"],
-        capture_output=True, text=True, timeout=110, env={**os.environ, "TMPDIR": str(folder), **environ},
+        capture_output=True, text=True, timeout=280, env={**os.environ, "TMPDIR": str(folder), **environ},
     )  # fmt: skip
     assert done.stderr == ""
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.timeout(300)
 def test_nothing_leaks(tmp_path: Path) -> None:
     """Over every path and every sink; each sink that must have something in it was really read."""
     status, rows = leak_check(tmp_path)
@@ -36,6 +39,7 @@ def test_nothing_leaks(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timeout(300)
 def test_a_leak_is_found(tmp_path: Path) -> None:
     """A gateway that is broken so that it tells a number, as it is or encoded, is caught: status 1, sink and form named."""
     (tmp_path / "sitecustomize.py").write_text(
