@@ -78,7 +78,7 @@ class TrailWriter:
         self._waiting_bytes = 0
         self._waiting_since = 0.0
         self._first_missing: int | None = None
-        """Number from which records are to be read from the journal again: Redis had them, and lost them."""
+        """Number from which the journal is to be read again: Redis had these records, and lost them."""
         self._resumes_at: int | None = None
         self._in_order = True
         """Whether Redis has, or was sent, all records there are."""
@@ -218,7 +218,7 @@ class TrailWriter:
         """Learn the number of the newest record of ours that Redis has; what it had and has lost is sent again."""
         if tip < self.taken:
             self._alarm("trail.redis_lost_records")
-            self._first_missing = max(tip, self.sealed) + 1
+            self._first_missing = tip + 1
             self.taken = max(tip, self.sealed)
             self._fall_behind()
 
@@ -288,27 +288,34 @@ class TrailWriter:
         if _is_fork(answer):
             self._take_another_name()
             return
-        first = max(int(answer[1]), self.sealed) + 1
-        if self.taken >= first:
+        tip = int(answer[1])
+        if self.taken > max(tip, self.sealed):
             self._alarm("trail.redis_lost_records")
-            self.taken = first - 1
-        self._first_missing = first
+            self.taken = max(tip, self.sealed)
+        self._first_missing = tip + 1
 
     def _read_missing(self) -> None:
-        """Put before what waits whatever Redis had and lost, as far as the journal still has it."""
+        """Put before what waits whatever Redis had and lost, as far as the journal still has it and it is not sealed."""
         if self._first_missing is None:
             return
         first, self._first_missing = self._first_missing, None
         end = self._waiting[0].seq if self._waiting else self._chain.seq
         found: list[Link] = []
+        closed: list[str] = []
         try:
             self.journal.write()
             for link in self.journal.read_from(first):
                 if link.seq >= end:
                     break
-                found.append(link)
+                if link.seq > self.sealed:
+                    found.append(link)
+                elif link.closes:
+                    closed.append(link.closes)
         except OSError:
             self._alarm("trail.journal_unreadable")
+        if closed:
+            # What sealed records closed is not to be open in Redis again: once this process is killed, it would be closed twice.
+            self._batch.submit("HDEL", self._names.open, *closed).add_done_callback(_failed)
         self._waiting.extendleft(reversed(found))
         self._waiting_bytes += sum(len(link.record) for link in found)
         if self._waiting:

@@ -217,8 +217,10 @@ def test_a_cluster(start: Callable[..., Stack], tmp_path: Path) -> None:
 
             assert stack.unset(m1=m1, m2=m2).status_code == 200
             until(
-                lambda: [json.loads(fields[b"r"])["stage"] for _, fields in client.xrange("gw:{test}:audit")][1:]
-                == ["intent", "outcome"],
+                lambda: (
+                    [json.loads(fields[b"r"])["stage"] for _, fields in client.xrange("gw:{test}:audit")][1:]
+                    == ["intent", "outcome"]
+                ),
                 what="both records",
             )
     finally:
