@@ -70,7 +70,7 @@ class Process:
                         return match[0]
             return None
 
-        return str(until(found, what=f"{self.name} listening"))
+        return str(until(found, seconds=60.0, what=f"{self.name} listening"))
 
     def signal(self, number: int) -> None:
         self.popen.send_signal(number)
