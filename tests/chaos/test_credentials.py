@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.chaos.threads import guarded
 from tests.e2e.test_keys import WIDE
 from tests.running import UNSET, VENDOR_SSID, Stack, until
 
@@ -161,16 +162,6 @@ class Chaos:
         httpx.post(self.stack.sandbox_url + "/_sandbox/sessions", json=body, trust_env=False)
 
 
-def guarded(chaos: Chaos, work: Callable[..., None], *arguments: Any) -> threading.Thread:
-    def run() -> None:
-        try:
-            work(*arguments)
-        except Exception as error:
-            chaos.broken.append(f"{work.__name__}: {error!r}")
-
-    return threading.Thread(target=run)
-
-
 def told_of(stack: Stack, found: list[Told]) -> str:
     """Return what is known of the keys of some calls."""
     ids = {told.held.key_id for told in found}
@@ -206,9 +197,9 @@ def test_keys_and_sessions_change_under_load(start: Callable[..., Stack], tmp_pa
     for service in ("s1", "s2", "s3", "s4", "s5"):
         chaos._hold(json.loads(stack.cli("keys", "issue", service, "--json").stdout))
     threads = [
-        *(guarded(chaos, chaos.call_for_ever, chaos.urls[n % 2], random.Random(seed + n)) for n in range(6)),
-        guarded(chaos, chaos.keys_for_ever, random.Random(seed + 100)),
-        guarded(chaos, chaos.sessions_for_ever, path, random.Random(seed + 200)),
+        *(guarded(chaos.broken, chaos.call_for_ever, chaos.urls[n % 2], random.Random(seed + n)) for n in range(6)),
+        guarded(chaos.broken, chaos.keys_for_ever, random.Random(seed + 100)),
+        guarded(chaos.broken, chaos.sessions_for_ever, path, random.Random(seed + 200)),
     ]
     for thread in threads:
         thread.start()

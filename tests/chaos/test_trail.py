@@ -23,6 +23,7 @@ import pytest
 from tests.chaos.lossy import LossyRoad
 from tests.chaos.processes import descendants
 from tests.chaos.promise import M1, M2, Answer, archive_of, assert_kept, body_of, seal, sealed, settled
+from tests.chaos.threads import guarded
 from tests.running import UNSET, Process, Redis, Stack, free_port, until
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
@@ -242,16 +243,6 @@ def kill_one(pids: list[int], chance: random.Random) -> None:
         os.kill(chance.choice(pids), signal.SIGKILL)
 
 
-def guarded(chaos: Chaos, work: Callable[..., None], *arguments: object) -> threading.Thread:
-    def run() -> None:
-        try:
-            work(*arguments)
-        except Exception as error:
-            chaos.broken.append(f"{work.__name__}: {error!r}")
-
-    return threading.Thread(target=run)
-
-
 @contextmanager
 def chaos_of(folder: Path, seed: int) -> Iterator[Chaos]:
     """Two gateways, one of two workers, on a road that loses answers to a master that has a replica."""
@@ -289,7 +280,7 @@ def test_the_trail_outlives_everything(tmp_path: Path) -> None:
     print("CHAOS_SEED", seed)
     with chaos_of(tmp_path / "chaos", seed) as chaos:
         stack = chaos.stack
-        threads = [guarded(chaos, chaos.call_for_ever, random.Random(seed + number)) for number in range(CALLERS)]
+        threads = [guarded(chaos.broken, chaos.call_for_ever, random.Random(seed + number)) for number in range(CALLERS)]
         for thread in threads:
             thread.start()
         try:
