@@ -8,7 +8,6 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
@@ -18,9 +17,8 @@ from gateway.cli.opened import Opened, UsageError, instant, operator, tell, with
 from gateway.cli.seal import add_seal
 from gateway.ledger.names import KEYS_TAG
 from gateway.model import PhoneNumber
-from gateway.trail.archive import Reader, write_whole
+from gateway.trail.archive import write_whole
 from gateway.trail.export import FORMATS, NotExportable
-from gateway.trail.index import BrokenIndex
 from gateway.trail.search import Query, Row, Trail
 from gateway.trail.table import pseudonym_key_table, record_table, report_table, show
 
@@ -92,7 +90,7 @@ def _tail(arguments: argparse.Namespace) -> int:
                     _print([row], arguments.json, heading=False)
         return 0
 
-    return _with_trail(arguments, work)
+    return with_store(arguments, work)
 
 
 def _search(arguments: argparse.Namespace) -> int:
@@ -110,7 +108,7 @@ def _search(arguments: argparse.Namespace) -> int:
             _print(rows, arguments.json)
         return 0 if rows else 1
 
-    return _with_trail(arguments, work)
+    return with_store(arguments, work)
 
 
 async def _one_page(arguments: argparse.Namespace, trail: Trail, query: Query) -> int:
@@ -132,21 +130,21 @@ def _unknown(arguments: argparse.Namespace) -> int:
         _print(rows, arguments.json)
         return 1 if rows else 0
 
-    return _with_trail(arguments, work)
+    return with_store(arguments, work)
 
 
 def _report(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        days = _sealed(opened).index.report(instant("--since", arguments.since), instant("--until", arguments.until))
+        days = opened.sealed.index.report(instant("--since", arguments.since), instant("--until", arguments.until))
         tell([day._asdict() for day in days], report_table, as_json=arguments.json)
         return 0
 
-    return _with_trail(arguments, work)
+    return with_store(arguments, work)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        query, reader = await _query(arguments, opened), _sealed(opened)
+        query, reader = await _query(arguments, opened), opened.sealed
         after = _read_cursor(arguments.cursor)
         write, left_out = FORMATS[arguments.format], 0
         if after < 0:
@@ -170,14 +168,14 @@ def _export(arguments: argparse.Namespace) -> int:
             print(f"gateway: {left_out} records cannot be told in this format; see them as jsonl", file=sys.stderr)
         return 0
 
-    return _with_trail(arguments, work)
+    return with_store(arguments, work)
 
 
 def _pseudonym_keys(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         audit = opened.settings.audit
         kept = {name for name, _ in audit.pseudonym_keys}
-        used = {use.key_id: use for use in (_sealed(opened).index.pseudonym_keys() if opened.reader is not None else [])}
+        used = {use.key_id: use for use in (opened.reader.index.pseudonym_keys() if opened.reader is not None else [])}
         rows = []
         for name in dict.fromkeys((audit.pseudonym_key_id, *kept, *used)):
             state = "current" if name == audit.pseudonym_key_id else "kept" if name in kept else "destroyed"
@@ -189,20 +187,7 @@ def _pseudonym_keys(arguments: argparse.Namespace) -> int:
         tell(rows, pseudonym_key_table, as_json=arguments.json)
         return 0
 
-    return _with_trail(arguments, work)
-
-
-def _with_trail(arguments: argparse.Namespace, work: Callable[[Opened], Awaitable[int]]) -> int:
-    try:
-        return with_store(arguments, work)
-    except BrokenIndex as error:
-        raise UsageError(str(error)) from None
-
-
-def _sealed(opened: Opened) -> Reader:
-    if opened.reader is None:
-        raise UsageError("there is no sealed trail on this machine: run this beside the sealer, or set audit.archive")
-    return opened.reader
+    return with_store(arguments, work)
 
 
 def _trail(arguments: argparse.Namespace, opened: Opened) -> AbstractAsyncContextManager[Trail]:

@@ -23,6 +23,8 @@ from gateway.errors import Refusal
 from gateway.processes import Beside
 from gateway.server import BindError, bind, serve
 from gateway.telemetry import make_logger
+from gateway.trail.archive import ArchiveError
+from gateway.trail.index import BrokenIndex
 from gateway.vault import SecretUnreadable
 
 
@@ -41,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for fault in error.faults:
             _complain(str(fault))
         return 2
-    except (UsageError, BindError, EmbeddedError, SecretUnreadable) as error:
+    except (UsageError, BindError, EmbeddedError, SecretUnreadable, ArchiveError, BrokenIndex) as error:
         _complain(str(error))
         return 2
     except Refusal as refusal:

@@ -33,8 +33,7 @@ from gateway.ledger.store import RedisLedger
 from gateway.model import PhoneNumber
 from gateway.numbers import Pseudonyms, read_number
 from gateway.telemetry import make_logger
-from gateway.trail.archive import STATE, ArchiveError, Reader
-from gateway.trail.index import BrokenIndex
+from gateway.trail.archive import STATE, Reader
 from gateway.trail.search import Trail
 from gateway.trail.table import show
 from gateway.vault import Vault, read_secret
@@ -123,14 +122,19 @@ class Opened:
 
     @cached_property
     def reader(self) -> Reader | None:
-        """The sealed trail, closed when the command ends; None: it is not on this machine. Raises: UsageError, OSError."""
+        """The sealed trail, closed when the command ends; None: it is not on this machine.
+
+        Raises: ArchiveError, BrokenIndex, OSError.
+        """
         folder = archive_folder(self.settings, os.environ)
-        if not (folder / STATE).exists():
-            return None
-        try:
-            return self.stack.enter_context(Reader(folder))
-        except (ArchiveError, BrokenIndex) as error:
-            raise UsageError(str(error)) from None
+        return self.stack.enter_context(Reader(folder)) if (folder / STATE).exists() else None
+
+    @property
+    def sealed(self) -> Reader:
+        """The sealed trail, for what cannot do without. Raises: as `reader`, UsageError."""
+        if self.reader is None:
+            raise UsageError("there is no sealed trail on this machine: run this beside the sealer, or set audit.archive")
+        return self.reader
 
     def vault(self, account: str) -> Vault:
         """Return an account's credentials. Raises: SecretUnreadable."""

@@ -96,10 +96,7 @@ def _seal(arguments: argparse.Namespace) -> int:
                     await _seal_for_ever(sealer, log, stopping, arguments)
         return 0
 
-    try:
-        return with_store(arguments, work)
-    except ArchiveError as error:
-        raise UsageError(str(error)) from None
+    return with_store(arguments, work)
 
 
 def _copied(settings: Settings, folder: Path, log: Logger) -> AbstractAsyncContextManager[None]:
@@ -265,15 +262,14 @@ def _check_proof(arguments: argparse.Namespace) -> int:
 
 def _prove(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        if opened.reader is None:
-            raise UsageError("there is no sealed trail on this machine: run this beside the sealer, or set audit.archive")
-        note = (opened.reader.folder / CHECKPOINT).read_text(encoding="utf-8")
-        found = opened.reader.index.find(Query(request_id=arguments.request_id), limit=1000)
+        folder = opened.sealed.folder
+        note = (folder / CHECKPOINT).read_text(encoding="utf-8")
+        found = opened.sealed.index.find(Query(request_id=arguments.request_id), limit=1000)
         if not found:
             print(f"gateway: no sealed record has the request id {arguments.request_id}", file=sys.stderr)
             return 1
         try:
-            print(json.dumps(prove(opened.reader.folder, [place for place, _ in found], note), indent=1))
+            print(json.dumps(prove(folder, [place for place, _ in found], note), indent=1))
         except ProofError as error:
             raise UsageError(str(error)) from None
         return 0

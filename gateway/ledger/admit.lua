@@ -9,7 +9,7 @@
 -- Returns {status, now, figure of each limit}: 'admitted' with what it became, 'denied' with what it was, a time or the
 -- calls under way, negative where the limit refused; 'replayed'; {'outdated', epoch, slot, version}; what append.lua says.
 local FIRST = 8
-local behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+local behind = append_first()
 if behind then return behind end
 local known = redis.call('MGET', KEYS[3], KEYS[4], KEYS[5])
 local epoch, slot, version = tonumber(known[1] or 0), known[2] or 'primary', known[3] or ''

@@ -23,3 +23,9 @@ local function append(tips, stream, writer, seq, prev, hash, sent, record)
   redis.call('HSET', tips, writer, string.format('%.0f %s', seq, hash))
   return nil, seq
 end
+
+-- The same for the record that every such script is called with: KEYS: tips, audit stream. ARGV: writer, how it is sent, seq,
+-- prev, hash, record, its id.
+local function append_first()
+  return append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+end

@@ -19,7 +19,17 @@ from gateway.audit import Record, abort, rfc3339
 from gateway.ledger.batch import Batch, LedgerDown
 from gateway.ledger.chain import Chain, Link
 from gateway.ledger.connect import pairs
-from gateway.ledger.journal import append_to, drop_torn_line, locked, read_lines, remove, segment_paths, set_aside, writers
+from gateway.ledger.journal import (
+    append_to,
+    drop_torn_line,
+    locked,
+    read_lines,
+    remove,
+    segment_path,
+    segment_paths,
+    set_aside,
+    writers,
+)
 from gateway.ledger.names import Names
 from gateway.ledger.writer import AGAIN, RESUMED, append_command, read_tip
 
@@ -70,7 +80,7 @@ class Heir:
         now = self._clock()
         closing = list(await self._open_in_redis(writer, now))
         ends = Record(stage="close", at=rfc3339(now), account=names.account, operator=operator, why=why)
-        chain = Chain(writer, read_tip(tip) + 1, tip.partition(b" ")[2].decode())
+        chain = _behind(writer, tip)
         if not await self._send(writer, [chain.link(record) for record in (*closing, ends)], chain.seq):
             raise LedgerDown("fork")
         return len(closing)
@@ -122,20 +132,17 @@ class Heir:
         if damaged:
             self._alarm("journal.damaged")
             append_to(self._folder / "damaged", damaged)
-        seq, prev = (newest.seq + 1, newest.hash) if newest is not None else (0, "")
-        if read_tip(tip) >= seq:
-            assert tip is not None
+        chain = Chain(writer) if newest is None else Chain(writer, newest.seq + 1, newest.hash)
+        if tip is not None and read_tip(tip) >= chain.seq:
             # The disk took less than Redis did.
-            seq, prev, closed = read_tip(tip) + 1, tip.partition(b" ")[2].decode(), False
+            chain, closed = _behind(writer, tip), False
         if closed:
-            return seq - 1
-        chain = Chain(writer, seq, prev)
-        now = self._clock()
+            return chain.seq - 1
+        path, now = segment_path(self._folder, writer, chain.seq), self._clock()
         closing = [abort(_read_record(record), "unknown_outcome", now) for record in open_intents.values()]
         # What the journal tells of goes by the journal: Redis may not have been sent yet what closes it.
         closing += [record for record in await self._open_in_redis(writer, now) if record.intent not in told]
         closing.append(Record(stage="close", at=rfc3339(now), account=self._names.account, why="recovered"))
-        path = self._folder / f"{writer}.{seq:012d}.jsonl"
         append_to(path, [chain.link(record).record for record in closing])
         return chain.seq - 1
 
@@ -178,3 +185,8 @@ class Heir:
         if any(answer[0] == b"gap" for answer in answers):
             raise LedgerDown("gap")  # Redis lost records meanwhile; the next look finds out from where.
         return all(answer[0] == b"appended" for answer in answers)
+
+
+def _behind(writer: str, tip: bytes) -> Chain:
+    """Return a writer's chain as it goes on behind the newest record in the stream."""
+    return Chain(writer, read_tip(tip) + 1, tip.partition(b" ")[2].decode())

@@ -170,7 +170,7 @@ class Journal:
             self._syncing = None
 
     def _begin_segment(self, seq: int) -> None:
-        path = self.folder / f"{self._writer}.{seq:012d}.jsonl"
+        path = segment_path(self.folder, self._writer, seq)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         if self._file is not None:
             self._full_files.append(self._file)
@@ -200,6 +200,11 @@ def locked(folder: Path, writer: str, *, wait: bool = True) -> int:
 def writers(folder: Path) -> list[str]:
     """Return the writers, living and dead, that have records in a folder."""
     return sorted({path.name.rsplit(".", 2)[0] for path in folder.glob("*.jsonl")})
+
+
+def segment_path(folder: Path, writer: str, seq: int) -> Path:
+    """Return where a segment stands that begins with a writer's record of that number."""
+    return folder / f"{writer}.{seq:012d}.jsonl"
 
 
 def segment_paths(folder: Path, writer: str) -> list[Path]:

@@ -28,7 +28,7 @@ return {redis.call('GET', KEYS[2]) or '', clock[1] * 1000000 + clock[2], redis.c
 SAVE: Final = Script("""
 local ended, first = tonumber(ARGV[9]), 11 + tonumber(ARGV[9])
 local last = first + 2 * tonumber(ARGV[10]) - 1
-local behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+local behind = append_first()
 for i = last + 1, #ARGV, 4 do
   if behind then return behind end
   behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[2], ARGV[i + 3])

@@ -39,7 +39,7 @@ _REPLICAS_MS: Final = 1000
 # the microsecond of its change, or above all others.
 _SAVE: Final = Script("""
 if (redis.call('HGET', KEYS[3], ARGV[8]) or '') ~= ARGV[9] then return {'stale'} end
-local behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+local behind = append_first()
 if behind then return behind end
 redis.call('HSET', KEYS[3], ARGV[8], ARGV[10])
 local clock = redis.call('TIME')
@@ -49,7 +49,7 @@ return {'saved', epoch}
 """)
 # The same without a change. KEYS: tips, audit stream. ARGV: those of the record.
 _RECORD: Final = Script("""
-return append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6]) or {'saved'}
+return append_first() or {'saved'}
 """)
 # KEYS: epoch of an account. ARGV: the epoch it must have reached.
 _RAISE: Final = """

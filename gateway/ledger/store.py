@@ -39,7 +39,7 @@ _ADMIT: Final = Script((resources.files("gateway.ledger") / "admit.lua").read_te
 # KEYS: tips, audit stream, active slot. ARGV: those of the record, then the slot it must be now ('' for any), and what it
 # becomes.
 _SWITCH: Final = Script("""
-local behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+local behind = append_first()
 if behind then return behind end
 local now = redis.call('GET', KEYS[3]) or 'primary'
 if ARGV[8] ~= '' and ARGV[8] ~= now then return {'stale', now} end

@@ -42,7 +42,7 @@ class Script:
 # KEYS: tips, audit stream, open intents. ARGV: writer, how the record is sent, seq, prev, hash, record, its id, what it opens
 # ('': nothing), the intent it closes ('': none).
 APPEND: Final = Script("""
-local behind, last = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+local behind, last = append_first()
 if behind then return behind end
 if ARGV[8] ~= '' then redis.call('HSET', KEYS[3], ARGV[7], ARGV[8]) end
 if ARGV[9] ~= '' then redis.call('HDEL', KEYS[3], ARGV[9]) end

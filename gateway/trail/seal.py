@@ -16,7 +16,7 @@ from gateway.audit import Record, change, rfc3339
 from gateway.ledger.names import KEYS_TAG, Names
 from gateway.trail.archive import Archive, ArchiveError
 from gateway.trail.note import Checkpoint, Signer
-from gateway.trail.search import decode, encoded
+from gateway.trail.search import decode, encoded, order, still_reached
 
 _PAGE: Final = 1000
 _LEASE_MS: Final = 10_000
@@ -122,13 +122,7 @@ class Sealer:
         await self.client.eval(_GIVE_BACK, 1, _LEASE_KEY, self._name)
 
     async def _read(self, stream: str) -> tuple[list[bytes], dict[str, str], list[str]]:
-        reached = self.archive.state.positions.get(stream)
-        if (
-            reached
-            and (newest := await self.client.xrevrange(stream, count=1))
-            and _order(newest[0][0]) < _order(reached.encode())
-        ):
-            reached = None  # The stream was emptied, and Redis' clock set back: ids begin anew.
+        reached = await still_reached(self.client, stream, self.archive.state.positions.get(stream))
         page = await self.client.xrange(stream, f"({reached}" if reached else "-", "+", count=_PAGE)
         whole, odd = [], []
         for identity, fields in page:
@@ -187,10 +181,4 @@ class Sealer:
         positions: Mapping[str, str] = self.archive.state.positions
         for stream, sealed in positions.items():
             # What stands at the bound stays.
-            bound = min(oldest.encode(), sealed.encode(), key=_order)
-            await self.client.xtrim(stream, minid=bound.decode(), approximate=False)
-
-
-def _order(identity: bytes) -> tuple[int, int]:
-    millis, _, number = identity.partition(b"-")
-    return int(millis), int(number)
+            await self.client.xtrim(stream, minid=min(oldest, sealed, key=order), approximate=False)

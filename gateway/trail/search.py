@@ -18,7 +18,7 @@ from gateway.audit import Head
 from gateway.trail.archive import Reader, State, read_state
 from gateway.trail.index import BrokenIndex, Query
 
-__all__ = ["Page", "Query", "Row", "Trail", "decode", "encoded"]
+__all__ = ["Page", "Query", "Row", "Trail", "decode", "encoded", "order", "still_reached"]
 
 _PAGE: Final = 1000
 _FOLLOW_EVERY_SECONDS: Final = 0.1
@@ -143,7 +143,7 @@ class Trail:
         # A record is never in the stream before its own time, but the journal may bring it much later.
         first = "-" if query.since is None else f"{int(query.since * 1000)}-0"
         position = await self._position(key)
-        if position is not None and (first == "-" or _order(position) >= _order(first)):
+        if position is not None and (first == "-" or order(position) >= order(first)):
             first = f"({position}"
         size, more = 0, True
         while more:
@@ -199,10 +199,7 @@ class Trail:
 
     async def _position(self, key: str) -> str | None:
         """Return the id of the last entry of a stream that is sealed; None: all there are may be live."""
-        position = self._state().positions.get(key)
-        newest = await self._client.xrevrange(key, "+", "-", count=1) if position is not None else ()
-        # Where the stream was lost and Redis' clock set back, ids began anew.
-        return None if newest and position is not None and _order(newest[0][0].decode()) < _order(position) else position
+        return await still_reached(self._client, key, self._state().positions.get(key))
 
     def _new(self, record: bytes, told: _Told | None, state: State) -> bool:
         """Say whether a live record is not among the sealed, and was not told yet."""
@@ -270,6 +267,14 @@ def _marks(text: str) -> dict[str, _Mark]:
         raise ValueError("it is not what a page told of the one before it") from None
 
 
-def _order(entry: str) -> tuple[int, int]:
+async def still_reached(client: Any, key: str, position: str | None) -> str | None:
+    """Return a position in a stream, or None where it is one no more: the stream was lost, and Redis' clock set back."""
+    newest = await client.xrevrange(key, "+", "-", count=1) if position is not None else ()
+    # Ids began anew then.
+    return None if newest and position is not None and order(newest[0][0].decode()) < order(position) else position
+
+
+def order(entry: str) -> tuple[int, int]:
+    """Return what ids of a stream's entries are compared by."""
     millis, _, number = entry.partition("-")
     return int(millis), int(number)

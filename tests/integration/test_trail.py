@@ -27,7 +27,7 @@ from tests.running import Redis
 
 NAMES = Names("a")
 ECHO = Script("""
-local behind = append(KEYS[1], KEYS[2], ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[2], ARGV[6])
+local behind = append_first()
 if behind then return behind end
 redis.call('INCR', KEYS[3])
 return {'done'}
