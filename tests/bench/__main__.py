@@ -21,11 +21,11 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gateway.ledger.store import _ADMIT
 from tests.running import Process, Redis, until
 
 HERE = Path(__file__).parent
@@ -151,7 +151,7 @@ def _nginx(stack: ExitStack, folder: Path, redis: Redis, vendor_port: int) -> Pe
         print("nginx with its Lua module is not installed; peer (d) is left out", file=sys.stderr)
         return None
     port = free_port()
-    script = (resources.files("gateway.ledger") / "admit.lua").read_text()
+    script = _ADMIT.text
     values = {
         "USER": "user root;" if os.getuid() == 0 else "",  # or its worker could not reach the private socket
         "FOLDER": folder, "MODULES": "\n".join(f"load_module {module};" for module in modules), "VENDOR": f"127.0.0.1:{vendor_port}", "PORT": port,

@@ -105,7 +105,7 @@ function gateway.unset()
   if not seen or (numbers.m1 and numbers.m1 == numbers.m2) then return refuse(400, "number_missing", "Send a number.") end
   local request_id = ngx.var.request_id
   local record = { stage = "intent", request_id = request_id, service = service, at = ngx.now(), account = "bench", operation = "end" }
-  local keys = { "gw:{n}:epoch", "gw:{n}:slot", "gw:{n}:limits:version", "gw:{n}:audit", "gw:{n}:open", "gw:{n}:nonce" }
+  local keys = { "gw:{n}:tips", "gw:{n}:audit", "gw:{n}:epoch", "gw:{n}:slot", "gw:{n}:limits:version", "gw:{n}:open", "gw:{n}:nonce" }
   keys[#keys + 1] = "gw:{n}:limit:caller:" .. service
   for field, number in pairs(numbers) do
     record[field] = pseudonym(number)
@@ -116,10 +116,14 @@ function gateway.unset()
   sha = sha or hex(ngx.sha1_bin(SCRIPT))
   local words = { "EVALSHA", sha, #keys }
   for _, name in ipairs(keys) do words[#words + 1] = name end
-  -- Epoch, slot, version of the limits and its end, record id, what stays open, record, no nonce; figures of each limit:
-  -- one unit a microsecond, 999,999 at once.
-  for _, word in ipairs { "0", "primary", "", "0", request_id, service .. ".1", cjson.encode(record), "0" } do words[#words + 1] = word end
-  words[#words + 1] = ("\x95\0\1\xce\0\x0f\x42\x3f\0\0"):rep(#keys - 6)
+  -- Each record is the first of a writer of its own: connections from a pool keep no order, which a chain needs.
+  local encoded = cjson.encode(record)
+  local link = { request_id, "first", "0", "", sha256("\0" .. encoded), encoded, request_id }
+  for _, word in ipairs(link) do words[#words + 1] = word end
+  -- Epoch, slot, version of the limits and its end, what stays open, no nonce; figures of each limit: one unit a
+  -- microsecond, 999,999 at once.
+  for _, word in ipairs { "0", "primary", "", "0", service .. ".1", "0" } do words[#words + 1] = word end
+  words[#words + 1] = ("\x95\0\1\xce\0\x0f\x42\x3f\0\0"):rep(#keys - 7)
   local verdict, fault = redis(words)
   if not verdict and fault and fault:find("NOSCRIPT", 1, true) then
     words[1], words[2] = "EVAL", SCRIPT

@@ -52,14 +52,17 @@ def test_twins_lose_nothing(start: Callable[..., Stack], redis_is_there: bool) -
     for caller in callers:
         caller.join()
     until(lambda: all(well(stack, url) for url in urls), seconds=30, what="all being well")
+    for number, url in enumerate(urls, 4):
+        call(url, CALLS * number)
     assert [twin.stop() for twin in twins] == [0, 0]
     seal(stack)
 
     records = sealed(archive_of(stack))
     seen = assert_kept(records, stack.vendor_calls(), answers)
-    assert len(answers) == 4 * CALLS
+    assert len(answers) == 6 * CALLS
     assert seen["answered 500"] == 0
-    assert seen["calls"] >= (4 * CALLS if redis_is_there else 1)
+    # How many were made before the twins knew their caller depends on the machine.
+    assert seen["calls"] >= (6 if redis_is_there else 2) * CALLS
     assert sum(twin.output().count('"trail.forked"') for twin in twins) == 1
     (renamed,) = [record for record in records if record.get("why") == "instead of host-twin"]
     assert renamed["stage"] == "open"
