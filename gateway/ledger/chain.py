@@ -52,3 +52,9 @@ class Chain:
     def take_back(self, link: Link) -> None:
         """Forget the newest record: it was not written anywhere."""
         self.seq, self._prev = link.seq, link.prev
+
+
+def read_tip(tip: bytes | None) -> int:
+    """Return the number of a writer's newest record in the stream, as it is kept; -1: it has none."""
+    number = (tip or b"").partition(b" ")[0]
+    return int(number) if number.isdigit() else -1

@@ -17,7 +17,7 @@ from redis.exceptions import NoScriptError
 
 from gateway.audit import Record, abort, rfc3339
 from gateway.ledger.batch import Batch, LedgerDown
-from gateway.ledger.chain import Chain, Link
+from gateway.ledger.chain import Chain, Link, read_tip
 from gateway.ledger.connect import pairs
 from gateway.ledger.journal import (
     append_to,
@@ -31,7 +31,7 @@ from gateway.ledger.journal import (
     writers,
 )
 from gateway.ledger.names import Names
-from gateway.ledger.writer import AGAIN, RESUMED, append_command, read_tip
+from gateway.ledger.writer import AGAIN, RESUMED, append_command
 
 _AT_ONCE: Final = 500
 _read_record = msgspec.json.Decoder(Record).decode
@@ -101,6 +101,9 @@ class Heir:
             self._last[writer] = await self._close_writer(writer, tip)
         last = self._last[writer]
         if sealed >= last:
+            # All are closed, and sealed: what Redis still has open was closed by an answer that it lost.
+            if lingering := [record.intent for record in await self._open_in_redis(writer, 0.0)]:
+                await self._batch.submit("HDEL", names.open, *lingering)
             remove(self._folder, writer)
             self._forget(writer)
         elif read_tip(tip) < last and not await self._ship(writer, max(read_tip(tip), sealed) + 1):

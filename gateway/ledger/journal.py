@@ -38,6 +38,8 @@ class Bounds:
 class _Segment:
     path: Path
     last: int
+    file: int | None
+    """None: it is full, and on the disk."""
     size: int = 0
 
 
@@ -50,11 +52,12 @@ class Journal:
         self.folder = folder
         self.bounds = bounds
         self.broken = ""
-        """Kind of error by which the disk refused the last write; empty: it did not."""
+        """Kind of error by which the disk refused the last write or sync; empty: it did not."""
+        self.in_doubt = False
+        """Whether a sync failed: what it left unwritten counts as written from then on, and is written anew at the next."""
         self._writer = writer
         self._lock = locked(folder, writer)
-        self._file: int | None = None
-        self._full_files: list[int] = []
+        self._folder_changed = False
         self._segments: deque[_Segment] = deque()
         self._unwritten: deque[tuple[int, bytes]] = deque()
         self._added = self._synced = 0
@@ -70,16 +73,17 @@ class Journal:
         if not self._unwritten:
             return
         try:
-            if self._file is None or self._segments[-1].size >= SEGMENT_BYTES:
+            if not self._segments or self._segments[-1].size >= SEGMENT_BYTES:
                 self._begin_segment(self._unwritten[0][0])
-            data = b"".join(record + b"\n" for _, record in self._unwritten)
-            assert self._file is not None
-            _append(self._file, data)
+            newest = self._segments[-1]
+            data = b"".join([record + b"\n" for _, record in self._unwritten])
+            assert newest.file is not None
+            _append(newest.file, data, newest.size)
         except OSError as error:
             self.broken = type(error).__name__
             raise
-        self.broken = ""
-        newest = self._segments[-1]
+        if not self.in_doubt:
+            self.broken = ""
         newest.size += len(data)
         newest.last = self._unwritten[-1][0]
         self._unwritten.clear()
@@ -99,16 +103,17 @@ class Journal:
             if segment.last >= seq:
                 yield from (link for link, _ in read_lines(segment.path, []) if link.seq >= seq)
 
-    def forget(self, sealed: int, taken: int) -> int:
-        """Remove the segments of sealed records; beyond the bound of bytes also those that Redis has, and count these."""
+    def forget(self, done: int, taken: int) -> int:
+        """Remove the segments of records that are done with; beyond the bound of bytes those that Redis has, and count these."""
         early, total = 0, sum(segment.size for segment in self._segments)
-        while len(self._segments) > 1:
+        while len(self._segments) > 1 and self._syncing is None:
             oldest = self._segments[0]
-            if oldest.last > sealed:
+            if oldest.last > done:
                 if total <= self.bounds.bytes_max or oldest.last > taken:
                     break
                 early += 1
             oldest.path.unlink(missing_ok=True)
+            _give_up(oldest)
             total -= self._segments.popleft().size
         if self.broken:
             # What the disk does not take and Redis has is let go of in the end: the promise of two copies is broken anyhow.
@@ -120,6 +125,8 @@ class Journal:
     def ping(self) -> None:
         """Raise OSError when a record could not be journalled now."""
         self.write()
+        if self.broken:
+            raise OSError("the journal's disk does not take what it is given")
         if not os.access(self.folder, os.W_OK):
             raise OSError("the journal's folder is not writable")
         if self.disk_short:
@@ -133,8 +140,8 @@ class Journal:
 
     def begun_anew(self, writer: str) -> Journal:
         """Return a journal under another name; what stands in this one is set aside, for somebody to look at."""
-        for file in (*self._full_files, *([] if self._file is None else [self._file])):
-            os.close(file)
+        for segment in self._segments:
+            _give_up(segment)
         set_aside(self.folder, self._writer)
         os.close(self._lock)
         return Journal(self.folder, writer, self.bounds)
@@ -146,10 +153,10 @@ class Journal:
         try:
             self.write()
         finally:
-            for file in (*self._full_files, *([] if self._file is None else [self._file])):
-                os.fsync(file)
-                os.close(file)
-            self._file, self._full_files = None, []
+            for segment in self._segments:
+                if segment.file is not None:
+                    os.fsync(segment.file)
+                    _give_up(segment)
             if sealed or not self._segments:
                 remove(self.folder, self._writer)
             os.close(self._lock)
@@ -157,14 +164,17 @@ class Journal:
     async def _sync(self) -> None:
         try:
             self.write()
-            until, files, full = self._added, list(self._full_files), self._file
-            await asyncio.to_thread(_sync_all, [*files, *([] if full is None else [full])])
-            for file in files:
-                self._full_files.remove(file)
-                os.close(file)
+            if self.in_doubt:
+                self._write_anew()
+            until, unsynced = self._added, [segment for segment in self._segments if segment.file is not None]
+            folder, self._folder_changed = self.folder if self._folder_changed else None, False
+            await asyncio.to_thread(_sync_all, [segment.file for segment in unsynced], folder)
+            for segment in unsynced[:-1]:
+                _give_up(segment)
             self._synced = until
+            self.in_doubt = False
         except OSError as error:
-            self.broken = type(error).__name__
+            self.broken, self.in_doubt, self._folder_changed = type(error).__name__, True, True
             raise
         finally:
             self._syncing = None
@@ -172,11 +182,25 @@ class Journal:
     def _begin_segment(self, seq: int) -> None:
         path = segment_path(self.folder, self._writer, seq)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        if self._file is not None:
-            self._full_files.append(self._file)
-        self._file = file
-        if not self._segments or self._segments[-1].path != path:
-            self._segments.append(_Segment(path, seq - 1))
+        self._folder_changed = True
+        self._segments.append(_Segment(path, seq - 1, file))
+
+    def _write_anew(self) -> None:
+        """Put new files in the place of those that may not be on the disk, whatever it says of them. Raises: OSError."""
+        for segment in self._segments:
+            if segment.file is None:
+                continue
+            path = segment.path.with_suffix(".new")
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            try:
+                _append(file, segment.path.read_bytes(), 0)
+                os.fdatasync(file)
+                path.replace(segment.path)
+            except OSError:
+                os.close(file)
+                raise
+            _give_up(segment)
+            segment.file = file
 
 
 def locked(folder: Path, writer: str, *, wait: bool = True) -> int:
@@ -228,7 +252,7 @@ def append_to(path: Path, lines: list[bytes]) -> None:
     """Bring lines to the disk, at the end of a file. Raises: OSError."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        _append(file, b"".join(line + b"\n" for line in lines))
+        _append(file, b"".join(line + b"\n" for line in lines), os.fstat(file).st_size)
         os.fdatasync(file)
     finally:
         os.close(file)
@@ -249,23 +273,35 @@ def set_aside(folder: Path, writer: str) -> None:
 
 def remove(folder: Path, writer: str) -> None:
     """Remove a writer's files, its lock last."""
-    for path in segment_paths(folder, writer):
+    for path in (*segment_paths(folder, writer), *folder.glob(f"{writer}.*.new")):
         path.unlink(missing_ok=True)
     (folder / f"{writer}.lock").unlink(missing_ok=True)
 
 
-def _append(file: int, data: bytes) -> None:
-    """Write data whole, or leave the file as it was. Raises: OSError."""
-    before = os.fstat(file).st_size
+def _append(file: int, data: bytes, size: int) -> None:
+    """Write data whole at the end of a file that has so many bytes, or leave it as it was. Raises: OSError."""
     try:
         while data:
             data = data[os.write(file, data) :]
     except OSError:
         # Half a line of a full disk would be taken for the beginning of the next record.
-        os.ftruncate(file, before)
+        os.ftruncate(file, size)
         raise
 
 
-def _sync_all(files: list[int]) -> None:
+def _give_up(segment: _Segment) -> None:
+    if segment.file is not None:
+        os.close(segment.file)
+        segment.file = None
+
+
+def _sync_all(files: list[int], folder: Path | None) -> None:
+    """Raises: OSError."""
     for file in files:
         os.fdatasync(file)
+    if folder is not None:
+        above = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(above)
+        finally:
+            os.close(above)

@@ -27,11 +27,12 @@ from gateway.errors import Problem, Refusal
 from gateway.floods import Floods
 from gateway.ledger import limits
 from gateway.ledger.batch import OVERLOAD, Batch, LedgerDown
+from gateway.ledger.chain import read_tip
 from gateway.ledger.connect import Connection, pairs
 from gateway.ledger.heir import Heir
 from gateway.ledger.journal import Journal
 from gateway.ledger.names import Names
-from gateway.ledger.writer import Script, TrailWriter, read_tip
+from gateway.ledger.writer import Script, TrailWriter
 from gateway.limiter import Limiter, verdict
 from gateway.model import SLOTS, Admission, Call, Caller, Charge, Limit, Outdated, Slot, Verdict
 
@@ -192,6 +193,9 @@ class RedisLedger:
         while True:
             await asyncio.sleep(_KEEP_UP_SECONDS)
             self._journal_first()
+            if self.journal.in_doubt:
+                with suppress(OSError):
+                    await self.journal.sync()
             self._floods_over()
             if self._now() - recorded_at >= BEAT_RECORD_SECONDS and self._serving is not None:
                 recorded_at = self._now()
@@ -238,7 +242,7 @@ class RedisLedger:
             await self.ping()
         except LedgerDown:
             # A gateway that goes on without Redis must not be taken out of service for it.
-            if not self._goes_on or self._trail.full or self._unconfirmed_seconds > self._away.stale_seconds_max:
+            if not self._goes_on or self._trail.full or self.journal.broken or self._unconfirmed_seconds > self._away.stale_seconds_max:
                 raise
 
     async def kept_up(self) -> None:
@@ -375,6 +379,8 @@ class RedisLedger:
                 self._free(key, held.holder)
         if not self._floods.swallow(record, self._now(), always=self._trail.full):
             self._trail.send(record)
+            # The caller is answered next: after that, a kill must not take away what it was answered.
+            self._journal_first()
 
     def _operands(
         self, caller: Caller, charges: tuple[Charge, ...], decided_by: tuple[int, str, str, int]
@@ -439,10 +445,13 @@ class RedisLedger:
         if intent.seq < 0:
             intent.degraded = True
             self._trail.write(intent, self._opens(caller))
+        was_broken = self.journal.broken
         try:
             await self.journal.sync()
         except OSError as error:
             limiter.release(held, holder)
+            if not was_broken:
+                self._alarm("journal.broken")
             raise Refusal(Problem.ledger_unavailable, error=type(error).__name__) from None
         self.degraded += 1
         return Admission(call, intent.id, found, held)
@@ -559,7 +568,7 @@ class RedisLedger:
             self._trail.sealed = max(self._trail.sealed, int(sealed))
         if read_tip(tip) < taken:
             self._trail.lost(read_tip(tip))
-        if self.journal.forget(self._trail.sealed, self._trail.taken):
+        if self.journal.forget(self._trail.done, self._trail.taken):
             self._alarm("journal.unsealed_forgotten")
 
     async def _write_counts(self) -> None:

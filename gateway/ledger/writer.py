@@ -83,6 +83,8 @@ class TrailWriter:
         self._in_order = True
         """Whether Redis has, or was sent, all records there are."""
         self._catching_up: asyncio.Task[None] | None = None
+        self._open: dict[int, None] = {}
+        """Numbers of the intents that nothing has closed, in their order."""
         self._told_again: dict[str, Link] = {}
         """By their ids of before: records that were told again under another name."""
         self.taken = -1
@@ -111,6 +113,11 @@ class TrailWriter:
         return len(self._waiting)
 
     @property
+    def done(self) -> int:
+        """Number up to which all is sealed and no intent is open: of that a heir would need nothing."""
+        return min(self.sealed, next(iter(self._open), self._chain.seq) - 1)
+
+    @property
     def behind(self) -> bool:
         """Whether records wait that are not on their way."""
         return not self._in_order
@@ -128,6 +135,12 @@ class TrailWriter:
         if record.intent in self._told_again:
             record.intent = f"{self.name}-{self._told_again[record.intent].seq}"
         link = self._chain.link(record, opens)
+        if record.stage == "intent":
+            self._open[link.seq] = None
+        elif link.closes:
+            writer, _, number = link.closes.rpartition("-")
+            if writer == self.name:
+                self._open.pop(int(number), None)
         self.journal.add(link)
         if not self._waiting:
             self._waiting_since = self._now()
@@ -331,6 +344,7 @@ class TrailWriter:
         self._waiting.clear()
         self._waiting_bytes, self.taken, self.sealed = 0, -1, -1
         self._first_missing = self._resumes_at = None
+        self._open.clear()
         self.write(self._opening(f"instead of {before}"))
         for link in waiting:
             record = msgspec.json.decode(link.record, type=Record)
@@ -352,12 +366,6 @@ def append_command(names: Names, writer: str, link: Link, sent: str, *, known: b
     how = ("EVALSHA", APPEND.sha) if known else ("EVAL", APPEND.text)
     told = (writer, sent, *link_words(link), f"{writer}-{link.seq}", link.opens, link.closes)
     return (*how, len(keys), *keys, *told)
-
-
-def read_tip(tip: bytes | None) -> int:
-    """Return the number of a writer's newest record in the stream, as it is kept; -1: it has none."""
-    number = (tip or b"").partition(b" ")[0]
-    return int(number) if number.isdigit() else -1
 
 
 def link_words(link: Link) -> tuple[Any, ...]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.audit import Record, change, rfc3339
+from gateway.ledger.chain import read_tip
 from gateway.ledger.names import KEYS_TAG, Names
-from gateway.trail.archive import Archive, ArchiveError
-from gateway.trail.note import Checkpoint, Signer
+from gateway.trail.archive import CHECKPOINT, Archive, ArchiveError
+from gateway.trail.note import Checkpoint, NoteError, Signer
 from gateway.trail.search import decode, encoded, order, still_reached
 
 _PAGE: Final = 1000
@@ -57,6 +58,18 @@ class Sealed:
 
 
 @dataclass(slots=True)
+class _Page:
+    """What was read of a stream."""
+
+    stream: str
+    reached: str
+    """Id of its last entry; empty: there is none."""
+    more: bool
+    records: list[bytes] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Sealer:
     """Seals what the streams hold."""
 
@@ -78,6 +91,9 @@ class Sealer:
     _removing: tuple[Record, int] | None = None
     """What says that records were removed, and the place up to which; they are, once that is sealed."""
     _told: dict[str, int] = field(default_factory=dict)
+    _looked_for: dict[str, int] = field(default_factory=dict)
+    """By writer: the number of a record before which some are missing, and the stream was read again for them."""
+    _signed_until: str = ""
 
     async def seal(self) -> Sealed | None:
         """Seal some thousand records at most, or nothing but the moment; None: another sealer has the lease.
@@ -97,14 +113,15 @@ class Sealer:
         before, alarms, more = self.archive.state.size, [], False
         now = sealed_until = self.clock()
         for account in self.accounts:
-            records, positions, odd = await self._read(Names(account).audit)
-            alarms += odd
-            if positions:
-                alarms += await asyncio.to_thread(self.archive.add, records, positions, account)
-            if len(records) + len(odd) >= _PAGE:
+            page = await self._read(account)
+            alarms += page.odd
+            if page.reached:
+                alarms += await asyncio.to_thread(self.archive.add, page.records, {page.stream: page.reached}, account)
+            if page.more:
                 # Behind it more waits: of what came later nothing is said yet, or its writers would seem to be silent.
                 more = True
-                sealed_until = min(sealed_until, *(int(place.partition("-")[0]) / 1000 for place in positions.values()))
+                if page.reached:
+                    sealed_until = min(sealed_until, order(page.reached)[0] / 1000)
         over = self.archive.forget(rfc3339(now - _COMMANDS_SECONDS), rfc3339(now - _CLOSED_SECONDS))
         note = self._sign(sealed_until)
         await asyncio.to_thread(self.archive.publish, note)
@@ -121,28 +138,57 @@ class Sealer:
         """Give the lease back."""
         await self.client.eval(_GIVE_BACK, 1, _LEASE_KEY, self._name)
 
-    async def _read(self, stream: str) -> tuple[list[bytes], dict[str, str], list[str]]:
-        reached = await still_reached(self.client, stream, self.archive.state.positions.get(stream))
-        page = await self.client.xrange(stream, f"({reached}" if reached else "-", "+", count=_PAGE)
-        whole, odd = [], []
-        for identity, fields in page:
+    async def _read(self, account: str) -> _Page:
+        names, tips = Names(account), self.archive.state.tips
+        # Asked first: what Redis says to have of a writer now, the stream has when it is read.
+        said = await self.client.hgetall(names.tips)
+        reached = await still_reached(self.client, names.audit, self.archive.state.positions.get(names.audit))
+        entries = await self.client.xrange(names.audit, f"({reached}" if reached else "-", "+", count=_PAGE)
+        page = _Page(names.audit, entries[-1][0].decode() if entries else "", len(entries) >= _PAGE)
+        following = {writer: tip.seq + 1 for writer, tip in tips.items()}
+        missing: dict[str, int] = {}
+        for identity, fields in entries:
             record = encoded(fields)
-            if decode(record) is None or b"\n" in record:
-                odd.append(f"entry {identity.decode()} of {stream} is no record")
-            else:
-                whole.append(record)
-        return whole, {stream: page[-1][0].decode()} if page else {}, odd
+            row = decode(record)
+            if row is None or b"\n" in record:
+                page.odd.append(f"entry {identity.decode()} of {names.audit} is no record")
+                continue
+            page.records.append(record)
+            writer, seq, due = row["writer"], row["seq"], following.get(row["writer"], 0)
+            if seq > due:
+                missing.setdefault(writer, seq)
+            following[writer] = max(due, seq + 1)
+        if not page.more:
+            missing |= {
+                writer: last
+                for writer, last in ((name.decode(), read_tip(kept)) for name, kept in said.items())
+                if last >= following.get(writer, 0)
+            }
+        if reached and any(seq > self._looked_for.get(writer, -1) for writer, seq in missing.items()):
+            # A master whose clock is behind that of the one before it gives ids that are below those already read.
+            self._looked_for |= missing
+            del self.archive.state.positions[names.audit]
+            return _Page(names.audit, "", True)
+        return page
 
     def _sign(self, until: float) -> str:
+        # Also where a stream is read again, or a clock was set back, no checkpoint is older than the one before.
+        self._signed_until = max(self._signed_until or self._signed_before(), rfc3339(until))
         tree, tips = self.archive.tree, self.archive.state.tips
         checkpoint = Checkpoint(
             origin=self.signer.name,
             size=tree.size,
             root=tree.root,
-            at=rfc3339(until),
+            at=self._signed_until,
             tips={writer: tip.seq for writer, tip in tips.items() if tip.opened and not tip.closed},
         )
         return self.signer.sign(checkpoint.text())
+
+    def _signed_before(self) -> str:
+        try:
+            return Checkpoint.parse((self.archive.folder / CHECKPOINT).read_text(encoding="utf-8").partition("\n\n")[0]).at
+        except (FileNotFoundError, UnicodeDecodeError, NoteError):
+            return ""
 
     async def _tell(self, over: list[tuple[str, str]]) -> None:
         """Let writers know how far they are sealed, so that they can let go of their journals."""

@@ -179,8 +179,10 @@ class _Chains:
     """Writers that opened, and so have to close; the others are commands."""
     opened: dict[str, int] = field(default_factory=dict)
     """Rows of intents that nothing has closed."""
-    closed: set[str] = field(default_factory=set)
-    """Intents that were closed and have not come by: what one process writes of another's may be sealed first."""
+    closed: dict[str, int] = field(default_factory=dict)
+    """Rows that close an intent that is not open: what one process writes of another's may be sealed first."""
+    changes: set[str] = field(default_factory=set)
+    """Records of changes: what closes one tells that it was not made."""
     again: list[tuple[str, bytes, int]] = field(default_factory=list)
     """Records under an identity that came by before: name, hash and row."""
     removals: list[tuple[_Removal, int]] = field(default_factory=list)
@@ -209,21 +211,24 @@ class _Chains:
             run.at, run.stage = link.at, link.stage
             if link.stage == "intent":
                 name = f"{link.writer}-{link.seq}"
-                if name in closed:
-                    closed.remove(name)
-                else:
+                if closed.pop(name, None) is None:
                     opened[name] = row + number
             elif link.intent is not None:
-                if opened.pop(link.intent, None) is None:
-                    closed.add(link.intent)
+                if opened.pop(link.intent, None) is None and closed.setdefault(link.intent, row + number) != row + number:
+                    self._closed_again(link.intent, row + number)
             elif link.stage in ("open", "change"):
                 self._remark(link, lines[number], row + number)
 
     def _remark(self, link: _Link, line: bytes, row: int) -> None:
         if link.stage == "open":
             self.serving.add(link.writer)
-        elif link.change == "trail.removed":
+            return
+        self.changes.add(f"{link.writer}-{link.seq}")
+        if link.change == "trail.removed":
             self.removed(line, row)
+
+    def _closed_again(self, intent: str, row: int) -> None:
+        self.told.add("altered", f"{self.line(row)}: {_shown(intent)} has an end already, and this is another", row)
 
     def removed(self, line: bytes, row: int) -> None:
         """Take the record of a removal."""
@@ -268,11 +273,18 @@ class _Chains:
         # A copy has the hash of a record that is in its chain; another record under the same name has one of its own.
         copies = Counter(hashed for _, hashed, _ in self.again)
         sealed = _count(leaves, [(0, size)], set(copies))
+        for intent, row in self.closed.items():
+            if intent not in self.changes and self._came_by(intent):
+                self._closed_again(intent, row)
         for name, hashed, row in self.again:
             if not sealed[hashed]:
                 self.told.add("note", f"{self.line(row)} ({name}): it stands here twice, and has no hash to compare", row)
             elif sealed[hashed] <= copies[hashed]:
                 self.told.add("altered", f"{self.line(row)} ({name}): another record was written under this name", row)
+
+    def _came_by(self, name: str) -> bool:
+        writer, _, number = name.rpartition("-")
+        return number.isdecimal() and any(run.first <= int(number) < run.next for run in self.runs.get(writer, ()))
 
     def _loose(self) -> Iterator[tuple[str, int, _Run]]:
         """Yield the runs that follow on nothing that was read, each with its writer and the first number that is missing."""

@@ -27,8 +27,6 @@ class Answer:
     number: int
     """Of the call; its request id and expiry are made of it."""
     status: int
-    certain: bool = True
-    """Whether the process that gave it lived on long enough to record it."""
 
     @property
     def request_id(self) -> str:
@@ -129,14 +127,11 @@ def assert_kept(records: Iterable[Row], calls: Iterable[Row], answers: Iterable[
         if fitting:
             good = answer.status != 200 or fitting[-1]["result"] == "answered"
             assert good, f"{answer} against {found}"
-        elif any(record["stage"] == "abort" and record["result"] == "unknown" for record in found):
-            assert not answer.certain, f"{answer}, and the trail does not know it: {found}"
-            seen["answered, and unknown"] += 1
         else:
             assert answer.status != 200, f"{answer}, and the trail tells otherwise: {found}"
             assert not found, f"{answer} against {found}"
             lost.append(answer)
-    # A flood of refusals is told as one record with their number; a killed process may take its last ones with it.
-    assert sum(answer.certain for answer in lost) <= summed, f"answers of which the trail tells nothing: {lost}"
-    seen["refused, and in a sum or lost"] = len(lost)
+    # A flood of refusals is told as one record with their number.
+    assert len(lost) <= summed, f"answers of which the trail tells nothing: {lost}"
+    seen["refused, and in a sum"] = len(lost)
     return seen

@@ -199,11 +199,18 @@ def test_what_is_not_known_to_be_on_the_disk_is_not_made(begin: Callable[..., St
     stack = disk.stack
     disk.fail()
     answers = called(stack)
+    path = max(journal_of(stack).glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
     stack.redis.kill()
     answers += refused(stack)
     assert len(stack.vendor_calls()) == 5
+    assert checks(stack).keys() == {"account.test.ledger", "account.test.journal"}
+    assert stack.gateway_log().count('"journal.broken"') == 1
 
+    # What the failed sync left unwritten counts as written from then on: another file takes its place.
+    before = path.stat().st_ino
     disk.mend()
+    until(lambda: "account.test.journal" not in checks(stack), what="the journal being well")
+    assert path.stat().st_ino != before
     answers += called(stack)
     stack.redis.start()
     assert_all_told(stack, answers)

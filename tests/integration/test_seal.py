@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis as Client
 
 from gateway.audit import Record, rfc3339
-from gateway.ledger.chain import Chain
+from gateway.ledger.chain import Chain, Link
 from gateway.ledger.names import KEYS_TAG, Names
 from gateway.trail import archive as archives
 from gateway.trail.archive import Archive, ArchiveError, lines, segments
@@ -192,6 +192,51 @@ def test_an_emptied_redis_and_a_clock_set_back_lose_nothing(redis: Redis, tmp_pa
         assert sealed is not None
         assert (sealed.added, sealed.alarms) == (1, ())
         assert stage.status() == 0
+
+    staged(redis, tmp_path / "x", work)
+
+
+def test_a_new_master_whose_clock_is_behind_is_read_whole(redis: Redis, tmp_path: Path) -> None:
+    """What it takes has ids below those that are sealed, and is sealed all the same; no checkpoint is older than the last."""
+
+    async def work(stage: Stage) -> None:
+        async def put(record: bytes, identity: str) -> None:
+            await stage.client.xadd(STREAM, {"r": record}, id=identity)
+            link, _ = Link.read(record)
+            await stage.client.hset(Names("a").tips, "host-1", f"{link.seq} {link.hash}")
+
+        chain = Chain("host-1")
+        made = [chain.link(Record(stage="beat", at=rfc3339(stage.now), account="a")).record for _ in range(2500)]
+        for number, record in enumerate(made[:2000], 1):
+            await put(record, f"{number}-0")
+        while (sealed := await stage.sealer.seal()) is not None and sealed.more:
+            pass
+        before = Checkpoint.parse(verified((tmp_path / "x" / "checkpoint").read_text(), SIGNER.public))
+        # The replica had not got the last 500; they are sent again, and 501 more.
+        await stage.client.delete(STREAM)
+        for number, record in enumerate(made[:1500], 1):
+            await put(record, f"{number}-0")
+        for number, record in enumerate(made[1500:], 1):
+            await put(record, f"1500-{number}")
+        await put(chain.link(Record(stage="beat", at=rfc3339(stage.now), account="a")).record, "2000-1")
+
+        rounds = []
+        while not rounds or rounds[-1].more:
+            found = await stage.sealer.seal()
+            assert found is not None
+            rounds.append(found)
+            assert len(rounds) < 10
+            after = Checkpoint.parse(verified((tmp_path / "x" / "checkpoint").read_text(), SIGNER.public))
+            assert after.at >= before.at
+        assert sum(one.added for one in rounds) == 501
+        assert all(one.alarms == () for one in rounds)
+        assert stage.sealed_lines()[:2500] == made
+        assert stage.status() == 0
+
+        # What Redis says to have, and has not, is looked for once.
+        await stage.client.hset(Names("a").tips, "host-2", f"7 {'ab' * 32}")
+        again = [await stage.sealer.seal() for _ in range(6)]
+        assert [one.more for one in again if one] == [True, True, True, False, False, False]
 
     staged(redis, tmp_path / "x", work)
 

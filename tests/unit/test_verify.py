@@ -450,6 +450,29 @@ def test_a_call_without_end(tmp_path: Path) -> None:
     assert verify(trail.seal(tmp_path / "ended"), KEY).status == 0
 
 
+@pytest.mark.parametrize("order", ["iee", "eie", "eei", "iec"])
+def test_a_call_has_one_end(tmp_path: Path, order: str) -> None:
+    """Whichever of its records is sealed first; a change that was not made is none."""
+    trail = story()
+    seq = max(json.loads(record)["seq"] for record in trail.records if json.loads(record)["writer"] == ONE) + 1
+    name, row = f"{ONE}-{seq}", -1
+    for kind in order:
+        if kind == "i":
+            assert trail.write(ONE, "intent", request_id="r5") == name
+        elif kind == "e":
+            row = len(trail.records)
+            trail.write("host-00000009", "outcome", intent=name, result="answered")
+        else:
+            change = trail.write("cli-00000002", "change", change="limit.changed", operator="op")
+            trail.write("cli-00000002", "abort", intent=change, result="unknown", problem="unknown_outcome")
+    report = verify(trail.seal(tmp_path / "trail", per_segment=100), KEY)
+    if order == "iec":
+        assert report.findings == ()
+    else:
+        assert report.status == 1
+        assert messages(report) == f"{segment_name(0)} line {row + 1}: {name} has an end already, and this is another"
+
+
 def test_a_writer_has_to_reach_its_tip(tmp_path: Path) -> None:
     """What the sealer signed of a writer has to be there."""
     for tips in ({ONE: 11}, {"host-9": 0}):
