@@ -164,20 +164,25 @@ class Journal:
     async def _sync(self) -> None:
         try:
             self.write()
+            await self._bring_to_disk()
+        finally:
+            self._syncing = None
+
+    async def _bring_to_disk(self) -> None:
+        try:
             if self.in_doubt:
                 self._write_anew()
-            until, unsynced = self._added, [segment for segment in self._segments if segment.file is not None]
+            until = self._added
+            unsynced = [(segment, segment.file) for segment in self._segments if segment.file is not None]
             folder, self._folder_changed = self.folder if self._folder_changed else None, False
-            await asyncio.to_thread(_sync_all, [segment.file for segment in unsynced], folder)
-            for segment in unsynced[:-1]:
-                _give_up(segment)
-            self._synced = until
-            self.in_doubt = False
+            await asyncio.to_thread(_sync_all, [file for _, file in unsynced], folder)
         except OSError as error:
             self.broken, self.in_doubt, self._folder_changed = type(error).__name__, True, True
             raise
-        finally:
-            self._syncing = None
+        for segment, _ in unsynced[:-1]:
+            _give_up(segment)
+        self._synced = until
+        self.broken, self.in_doubt = "", False
 
     def _begin_segment(self, seq: int) -> None:
         path = segment_path(self.folder, self._writer, seq)

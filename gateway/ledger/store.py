@@ -242,7 +242,12 @@ class RedisLedger:
             await self.ping()
         except LedgerDown:
             # A gateway that goes on without Redis must not be taken out of service for it.
-            if not self._goes_on or self._trail.full or self.journal.broken or self._unconfirmed_seconds > self._away.stale_seconds_max:
+            if (
+                not self._goes_on
+                or self._trail.full
+                or self.journal.broken
+                or self._unconfirmed_seconds > self._away.stale_seconds_max
+            ):
                 raise
 
     async def kept_up(self) -> None:

@@ -10,13 +10,16 @@ The folder holds:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
+import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Final, NamedTuple, Self
 
 import msgspec
@@ -308,6 +311,21 @@ def lines(path: Path) -> Iterator[bytes]:
         for line in file:
             if line.endswith(b"\n"):
                 yield line[:-1]
+
+
+def open_hashes(folder: Path) -> IO[bytes]:
+    """Open the leaves of all records; a copy has them in parts, which are put together. Raises: OSError."""
+    parts = sorted(folder.glob(f"{HASHES}-*"))
+    if (folder / HASHES).exists() or not parts:
+        return (folder / HASHES).open("rb")
+    whole = TemporaryFile()  # noqa: SIM115 - who asked for it closes it
+    for part in parts:
+        if not part.is_file():
+            raise OSError(errno.EINVAL, "it is no file")
+        with part.open("rb") as file:
+            shutil.copyfileobj(file, whole)
+    whole.flush()
+    return whole
 
 
 def stored_hashes(folder: Path) -> Iterator[list[bytes]]:

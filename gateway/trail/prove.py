@@ -19,7 +19,7 @@ from typing import IO, Any, Final, NamedTuple, Self
 import msgspec
 
 from gateway.audit import chained
-from gateway.trail.archive import HASH_BYTES, HASHES, lines, segments
+from gateway.trail.archive import HASH_BYTES, lines, open_hashes, segments
 from gateway.trail.merkle import EMPTY, included
 from gateway.trail.note import Checkpoint, NoteError, PublicKey, verified
 
@@ -39,9 +39,9 @@ class Leaves:
     is. Of packed hashes a level is one list comprehension.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises: OSError."""
-        self._file: IO[bytes] = path.open("rb")
+    def __init__(self, file: IO[bytes]) -> None:
+        """`file` is closed by this. Raises: OSError."""
+        self._file = file
         self.size = os.fstat(self._file.fileno()).st_size // HASH_BYTES
         """Whole leaves that were there when it was opened."""
 
@@ -136,7 +136,7 @@ def prove(folder: Path, places: Sequence[int], note: str) -> dict[str, Any]:
         raise ProofError(f"the checkpoint covers {checkpoint.size} records: what came later is not sealed yet")
     found = dict(_records(folder, wanted))
     rows = []
-    with Leaves(folder / HASHES) as leaves:
+    with Leaves(open_hashes(folder)) as leaves:
         for place in wanted:
             if place not in found:
                 raise ProofError(f"the record at place {place} is not in {folder}: was it removed?")

@@ -26,7 +26,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 import msgspec
 
 from gateway.audit import rfc3339, unix_seconds
-from gateway.trail.archive import CHECKPOINT, HASH_BYTES, HASHES, segment_name, segments
+from gateway.trail.archive import CHECKPOINT, HASH_BYTES, HASHES, open_hashes, segment_name, segments
 from gateway.trail.merkle import Tree
 from gateway.trail.note import Checkpoint, NoteError, PublicKey, verified
 from gateway.trail.prove import Leaves
@@ -403,10 +403,11 @@ class _Review:
 
     def _leaves(self) -> Leaves:
         try:
-            return Leaves(_regular(self.folder / HASHES))
+            _regular(self.folder / HASHES)
+            return Leaves(open_hashes(self.folder))
         except OSError as fault:
             self.told.add("incomplete", f"{HASHES} cannot be read: {fault.strerror}")
-            return Leaves(Path(os.devnull))
+            return Leaves(Path(os.devnull).open("rb"))
 
     def _parts(self) -> list[_Part]:
         found = [(first, path) for first, path in segments(self.folder) if path.name == segment_name(first) and path.is_file()]

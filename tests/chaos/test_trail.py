@@ -287,6 +287,8 @@ def test_the_trail_outlives_everything(tmp_path: Path) -> None:
         assert chaos.broken == []
         stack.redis = chaos.master
         settled(stack, 60, living=3)
+        with stack.redis.client() as client:
+            assert client.hgetall("gw:{test}:open") == {}, "what is closed and sealed is still open in Redis"
         for serving in chaos.serving:
             assert serving.process.stop() == 0
         seal(stack)

@@ -203,7 +203,7 @@ def test_what_is_not_known_to_be_on_the_disk_is_not_made(begin: Callable[..., St
     stack.redis.kill()
     answers += refused(stack)
     assert len(stack.vendor_calls()) == 5
-    assert checks(stack).keys() == {"account.test.ledger", "account.test.journal"}
+    assert checks(stack).keys() >= {"account.test.ledger", "account.test.journal"}
     assert stack.gateway_log().count('"journal.broken"') == 1
 
     # What the failed sync left unwritten counts as written from then on: another file takes its place.

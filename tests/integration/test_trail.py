@@ -307,8 +307,11 @@ def test_a_dead_writer_is_carried_on_once(redis: Redis, tmp_path: Path, had: int
             # What the disk never took, only Redis had.
             assert again == [row for row in rows if not 4 <= row["seq"] < had]
             client.hset(NAMES.sealed, "host-dead", rows[-1]["seq"])
+            # It was closed, and Redis lost only that.
+            client.hset(NAMES.open, mapping={"host-dead-0": "1 k.1", "host-living-0": "1 k.1"})
             await other.look()
             other.close()
+            assert client.hkeys(NAMES.open) == [b"host-living-0"]
         assert list((tmp_path / "j").iterdir()) == []
         assert bench.alarms == []
         await bench.aclose()

@@ -19,6 +19,8 @@ from gateway.ledger.batch import Batch, LedgerDown
 from gateway.ledger.chain import Chain, Link
 from gateway.ledger.journal import Bounds, Journal, drop_torn_line, locked, read_lines
 from gateway.ledger.limits import Change, live, read_changes
+from gateway.ledger.names import Names
+from gateway.ledger.writer import TrailWriter
 
 
 def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -107,13 +109,36 @@ async def test_a_journal_keeps_what_is_not_sealed(tmp_path: Path, monkeypatch: p
     assert len(list(tmp_path.glob("w.*.jsonl"))) > 3
     assert list(journal.read_from(17)) == made[17:]
 
-    assert journal.forget(sealed=20, taken=39) == 0
+    assert journal.forget(done=20, taken=39) == 0
 
     kept = list(journal.read_from(0))
     assert kept == made[kept[0].seq :]
     assert 0 < kept[0].seq <= 21
+    # Nor is a file held that is no more: nobody would see what fills the disk.
+    held = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [path for path in held if path.startswith(str(tmp_path)) and "(deleted)" in path]
     await journal.aclose(sealed=True)
     assert not list(tmp_path.iterdir())
+
+
+@in_loop
+async def test_what_an_open_intent_stands_in_is_kept(tmp_path: Path) -> None:
+    """Also when it is sealed: of a killed process, nothing else may tell its heir that it has to be closed."""
+
+    async def nothing(*_: object) -> list[object]:
+        raise AssertionError("nothing is sent")
+
+    names, journal = Names("a"), Journal(tmp_path, "w-1", BOUNDS)
+    batch = Batch(nothing, 1.0, nothing, lambda *_: None, names.probe)
+    trail = TrailWriter(names, "w-1", journal, batch, float, lambda _: None, lambda _: Record(stage="open", at="", account="a"))
+    assert trail.done == -1
+    made = [trail.write(Record(stage="intent", at="", account="a")) for _ in range(3)]
+    trail.sealed = 2
+    assert trail.done == -1
+    for number, reached in ((1, -1), (0, 1), (2, 2)):
+        trail.write(Record(stage="outcome", at="", account="a", intent=f"w-1-{made[number].seq}"))
+        assert trail.done == reached
+    await journal.aclose(sealed=True)
 
 
 @in_loop
@@ -126,9 +151,9 @@ async def test_a_journal_that_nobody_seals_stays_within_its_bound(tmp_path: Path
         journal.add(link)
         journal.write()
 
-    assert journal.forget(sealed=-1, taken=9) == 1
+    assert journal.forget(done=-1, taken=9) == 1
     assert next(journal.read_from(0)).seq <= 10
-    assert journal.forget(sealed=-1, taken=39) > 1
+    assert journal.forget(done=-1, taken=39) > 1
     assert sum(path.stat().st_size for path in tmp_path.glob("*.jsonl")) <= 4000
     await journal.aclose(sealed=False)
 

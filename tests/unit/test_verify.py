@@ -617,7 +617,7 @@ def test_the_file_of_hashes_is_the_tree(tmp_path: Path, monkeypatch: pytest.Monk
     """Its roots and proofs are those of the tree, for every size and place, however it is cut."""
     monkeypatch.setattr(proving, "_CHUNK", 8)
     leaves = hashes_of(tmp_path, 70)
-    with Leaves(tmp_path / archive.HASHES) as file:
+    with Leaves(archive.open_hashes(tmp_path)) as file:
         for size in range(71):
             assert file.root(size) == root_of(leaves[:size])
             for place in range(size):
@@ -631,7 +631,7 @@ def test_an_independent_tree_says_the_same(tmp_path: Path, size: int) -> None:
     entries = [str(number).encode() for number in range(size)]
     tree = pymerkle.InmemoryTree.init_from_entries(entries, algorithm="sha256")
     leaves = hashes_of(tmp_path, size)
-    with Leaves(tmp_path / archive.HASHES) as file:
+    with Leaves(archive.open_hashes(tmp_path)) as file:
         assert file.root(size) == root_of(leaves) == tree.get_root()
         for place in {0, size // 3, size // 2, size - 1}:
             theirs = tree.prove_inclusion(place + 1)
