@@ -150,11 +150,11 @@ def tear_journal() -> None:
     """Die when half of the doomed intent is on the disk."""
     whole = journal._append
 
-    def torn(file: int, data: bytes) -> None:
+    def torn(file: int, data: bytes, size: int) -> None:
         if _INTENT(data):
             os.write(file, data[: len(data) // 2])
             die()
-        whole(file, data)
+        whole(file, data, size)
 
     journal._append = torn
 

@@ -70,7 +70,12 @@ def sealing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 UNTOLD = {"before the intent is journalled", TORN}
-KNOWN = {"after the outcome is journalled", "when the outcome is sent", "when the outcome is answered"}
+KNOWN = {
+    "after the outcome is settled",
+    "after the outcome is journalled",
+    "when the outcome is sent",
+    "when the outcome is answered",
+}
 
 
 @pytest.mark.parametrize("point", [*CALLS, TORN])
