@@ -53,6 +53,7 @@ class _Unreadable(Exception):
 
 
 _Stamp = tuple[int, int, int]
+_NONE: Final[Mapping[str, KeySet]] = {}
 
 
 @dataclass(slots=True)
@@ -115,8 +116,10 @@ class Jwks:
         fresh = self._now() - kept.read_at <= self._sources[name].stale_seconds_max
         return kept.key_set if fresh else None
 
-    def key_sets(self) -> dict[str, KeySet]:
+    def key_sets(self) -> Mapping[str, KeySet]:
         """Return the keys that may be used now, by issuer."""
+        if not self._sources:
+            return _NONE
         return {name: key_set for name in self._sources if (key_set := self.current(name)) is not None}
 
     async def refresh(self, name: str) -> bool:

@@ -133,4 +133,6 @@ def _scrubbed(message: Any, secrets: tuple[str, ...]) -> str | None:
     for secret in secrets:
         message = message.replace(secret, "[removed]")
     # Cut after scrubbing: a cut secret would no longer be found.
-    return "".join(letter if letter.isprintable() else " " for letter in message.strip())[:_MESSAGE_MAX]
+    text = message.strip()
+    printable = text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+    return printable[:_MESSAGE_MAX]

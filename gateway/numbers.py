@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -18,7 +19,43 @@ _TELLING: Final = re.compile(r"(?:[0-9][\s_.()/-]*){9}|gk_")
 _DATE: Final = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 
 
-# 25 µs to 0.2 µs for a number seen lately; the bound keeps it to a few megabytes.
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """How numbers are written at home, where the library needs no search to read one."""
+
+    region: str
+    prefix: str
+    """`+` and the country's code."""
+    national: re.Pattern[str]
+    before: re.Pattern[str]
+    """What may stand before a number and is no part of it."""
+
+    def read(self, written: str) -> PhoneNumber | None:
+        """Return the number of a text that is nothing but a national number, with or without the country's code; else None."""
+        digits = written.removeprefix(self.prefix)
+        if not digits.isdecimal() or self.national.fullmatch(digits) is None or self.before.match(digits) is not None:
+            return None
+        return PhoneNumber(written, self.prefix + digits, self.region)
+
+
+@lru_cache(maxsize=8)
+def _home(region: str) -> _Home | None:
+    metadata = phonenumbers.PhoneMetadata.metadata_for_region(region, None)
+    # Where countries share a code, the number has to tell which of them it is of.
+    code = metadata.country_code if metadata else None
+    pattern = metadata.general_desc.national_number_pattern if metadata and metadata.general_desc else None
+    if metadata is None or code is None or pattern is None or len(phonenumbers.COUNTRY_CODE_TO_REGION_CODE[code]) > 1:
+        return None
+    before = [prefix for prefix in (metadata.national_prefix_for_parsing, metadata.international_prefix) if prefix]
+    return _Home(
+        region,
+        f"+{code}",
+        re.compile(pattern),
+        re.compile("|".join(f"(?:{prefix})" for prefix in before) or "(?!)"),
+    )
+
+
+# 14 µs to 0.2 µs for a number seen lately; the bound keeps it to a few megabytes.
 @lru_cache(maxsize=16_384)
 def read_number(text: str, default_region: str) -> PhoneNumber | None:
     """Return the number a text stands for; None when it stands for none.
@@ -29,6 +66,13 @@ def read_number(text: str, default_region: str) -> PhoneNumber | None:
     written = text.strip()
     if _WRITTEN.fullmatch(written) is None:
         return None
+    home = _home(default_region)
+    if home is not None and (found := home.read(written)) is not None:
+        return found
+    return _searched(written, default_region)
+
+
+def _searched(written: str, default_region: str) -> PhoneNumber | None:
     try:
         number = phonenumbers.parse(written, default_region)
     except phonenumbers.NumberParseException:

@@ -115,8 +115,9 @@ class Pipeline:
     async def _admit(self, arrival: Arrival, document: Document, story: _Story) -> Made:
         """Authenticate, route, validate, charge and record, again from the start when what is known changed meanwhile."""
         for _ in range(_TRIES):
-            epoch = self.identities.known.registry.epoch
-            story.caller = await self._authenticate(arrival, document)
+            known = self.identities.known
+            epoch = known.registry.epoch
+            story.caller = await self._authenticate(arrival, document, known)
             name = self.router.route(arrival, story.caller)
             story.account = account = self.accounts[name]
             story.call = self.validator.validate(document, story.caller, name)
@@ -148,9 +149,9 @@ class Pipeline:
         story.pending = intent
         return intent
 
-    async def _authenticate(self, arrival: Arrival, document: Document) -> Caller:
+    async def _authenticate(self, arrival: Arrival, document: Document, known: Known) -> Caller:
         try:
-            return self.authenticator.authenticate(arrival, document, self.identities.known)
+            return self.authenticator.authenticate(arrival, document, known)
         except Refusal as refusal:
             # A key issued a moment ago is not in the copy this process held.
             stale = refusal.facts.get("stale")

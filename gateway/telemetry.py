@@ -32,8 +32,7 @@ def make_logger(level: str) -> Logger:
         structlog.BytesLogger(sys.stdout.buffer),
         processors=[
             structlog.processors.add_log_level,
-            _timed,
-            structlog.processors.JSONRenderer(serializer=_encode),
+            _rendered,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         cache_logger_on_first_use=True,
@@ -49,7 +48,7 @@ class LogObserver:
 
     def recorded(self, record: Record) -> None:
         """Write one line."""
-        self._logger.info(_EVENTS[record.stage], **msgspec.to_builtins(record))
+        self._logger.info(_EVENTS[record.stage], record=record)
 
     def alarm(self, event: str, **facts: str) -> None:
         """Write one line that somebody should look at."""
@@ -64,11 +63,13 @@ class LogObserver:
         self._logger.error("call.broke", request_id=request_id, error=type(error).__name__, where=where)
 
 
-def _timed(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the time to lines that are not about a record, which has its own."""
-    if "at" not in event:
-        event["at"] = rfc3339(time.time())
-    return event
+def _rendered(_: object, __: str, event: MutableMapping[str, Any]) -> bytes:
+    """Return the line: what a record tells, or what is told with the time, which a record has of its own."""
+    record = event.pop("record", None)
+    if record is None:
+        return msgspec.json.encode({**event, "at": rfc3339(time.time())})
+    # Both are objects, and neither is empty.
+    return msgspec.json.encode(event)[:-1] + b"," + msgspec.json.encode(record)[1:]
 
 
 class _Bare(logging.Formatter):
@@ -84,7 +85,3 @@ class _Bare(logging.Formatter):
             "level": record.levelname.lower(),
         }
         return msgspec.json.encode(fields).decode()
-
-
-def _encode(event: dict[str, Any], **_: Any) -> bytes:
-    return msgspec.json.encode(event)

@@ -42,8 +42,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         # aiohttp has one time-out for waiting and connecting together; a place of our own tells the two apart.
         self._places = asyncio.Semaphore(connections_max)
         self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[httpx.URL, URL] = {}
-        self._translated: tuple[httpx.Headers, CIMultiDict[str]] | None = None
+        self._urls: dict[tuple[str, bytes, int | None, bytes], URL] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; time-outs come from its `timeout` extension. Raises: httpx.TransportError."""
@@ -53,8 +52,8 @@ class PooledTransport(httpx.AsyncBaseTransport):
             answer = await self._open().request(
                 request.method,
                 self._url(request.url),
-                data=request.content,
-                headers=self._headers(request.headers),
+                data=await _content(request),
+                headers=_translated_headers(tuple(request.headers.raw)),
                 allow_redirects=False,
                 timeout=_time_out(timeout["connect"], timeout["read"]),
             )
@@ -91,16 +90,12 @@ class PooledTransport(httpx.AsyncBaseTransport):
             )
         return self._session
 
-    def _headers(self, headers: httpx.Headers) -> CIMultiDict[str]:
-        """Return aiohttp's form of the headers; a caller sends the same ones with every request."""
-        if self._translated is None or self._translated[0].raw != headers.raw:
-            self._translated = (headers.copy(), CIMultiDict(headers.multi_items()))
-        return self._translated[1]
-
     def _url(self, url: httpx.URL) -> URL:
-        if url not in self._urls:
-            self._urls[url] = URL(str(url))
-        return self._urls[url]
+        # httpx writes an address out whenever it is hashed or compared.
+        parts = url.scheme, url.raw_host, url.port, url.raw_path
+        if parts not in self._urls:
+            self._urls[parts] = URL(str(url))
+        return self._urls[parts]
 
 
 class _Stream(httpx.AsyncByteStream):
@@ -113,7 +108,7 @@ class _Stream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._answer.content.iter_any():
+            while chunk := await self._answer.content.readany():
                 yield chunk
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error, self._request) from error
@@ -124,6 +119,20 @@ class _Stream(httpx.AsyncByteStream):
         else:
             self._answer.close()
         self._places.release()
+
+
+async def _content(request: httpx.Request) -> bytes:
+    stream = request.stream
+    if isinstance(stream, httpx.ByteStream):
+        (content,) = stream
+        return content
+    return await request.aread()
+
+
+# A caller sends the same ones with nearly every request.
+@lru_cache(maxsize=256)
+def _translated_headers(raw: tuple[tuple[bytes, bytes], ...]) -> CIMultiDict[str]:
+    return CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
 
 
 @lru_cache(maxsize=8)

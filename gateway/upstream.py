@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from functools import lru_cache, partial
 from typing import Final
 
 import httpx
@@ -18,14 +19,12 @@ from gateway.model import UNSET_PATH, UpstreamAnswer, UpstreamRequest
 from gateway.transport import PooledTransport
 
 # Nothing of the caller's request is copied; identity: a compressed answer could grow without bound.
-_HEADERS: Final = httpx.Headers(
-    {
-        "Content-Type": "application/json",
-        "Accept": "application/json",
-        "Accept-Encoding": "identity",
-        "User-Agent": "masking-gateway",
-    }
-)
+_HEADERS: Final = {
+    "Content-Type": "application/json",
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "User-Agent": "masking-gateway",
+}
 
 PROBLEMS: Final[tuple[tuple[type[httpx.TransportError], Problem], ...]] = (
     (httpx.PoolTimeout, Problem.upstream_busy),
@@ -50,7 +49,8 @@ class HttpUpstream:
             verify=ssl.create_default_context(cafile=settings.ca_file or None),
         )
         self._url = httpx.URL(brand + UNSET_PATH)
-        self._headers = httpx.Headers({**_HEADERS, "Host": self._url.netloc.decode()})
+        # Bodies are of few lengths, and a set of headers is dearer than what else makes a request.
+        self._headers_of = lru_cache(maxsize=256)(partial(_headers, self._url.netloc.decode()))
         self._answer_bytes_max = settings.answer_bytes_max
         self._total_seconds = settings.total_timeout_ms / 1000
         self._extensions = {
@@ -70,7 +70,13 @@ class HttpUpstream:
         """
         # Straight into the transport: the client above it adds cookies, redirects and proxies, none of which we want,
         # and most of the cost of a call.
-        outgoing = httpx.Request("POST", self._url, headers=self._headers, content=request.body, extensions=self._extensions)
+        outgoing = httpx.Request(
+            "POST",
+            self._url,
+            headers=self._headers_of(len(request.body)),
+            stream=httpx.ByteStream(request.body),
+            extensions=self._extensions,
+        )
         try:
             async with asyncio.timeout(self._total_seconds):
                 return await self._answer(outgoing)
@@ -97,6 +103,10 @@ class HttpUpstream:
             await stream.aclose()
         complete = len(body) <= self._answer_bytes_max
         return UpstreamAnswer(answer.status_code, body, answer.headers.get("retry-after"), complete)
+
+
+def _headers(host: str, length: int) -> httpx.Headers:
+    return httpx.Headers({**_HEADERS, "Host": host, "Content-Length": str(length)})
 
 
 def _problem(error: httpx.TransportError) -> Problem:
