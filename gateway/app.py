@@ -21,6 +21,7 @@ from gateway import __version__, embedded
 from gateway.admission import Policies
 from gateway.audit import Auditor, change
 from gateway.authentication import Authenticator
+from gateway.bulkhead import Breaker, Bulkhead, State
 from gateway.calling import Account, Calling
 from gateway.config import SecretReference, Settings
 from gateway.credentials import Exchange
@@ -93,7 +94,10 @@ def create_app(
     }
     upstreams = {name: HttpUpstream(settings.upstream, account.brand) for name, account in settings.accounts.items()}
     accounts = {
-        name: make_account(settings, name, pseudonyms, ledgers[name], vaults[name], upstreams[name]) for name in settings.accounts
+        name: make_account(
+            settings, name, pseudonyms, ledgers[name], vaults[name], upstreams[name], partial(_breaker_changed, log, name)
+        )
+        for name in settings.accounts
     }
     identities = Identities(
         registry=make_registry(settings, environ),
@@ -156,9 +160,17 @@ def create_app(
 
 
 def make_account(
-    settings: Settings, name: str, pseudonyms: Pseudonyms, ledger: RedisLedger, vault: Vault, upstream: HttpUpstream
+    settings: Settings,
+    name: str,
+    pseudonyms: Pseudonyms,
+    ledger: RedisLedger,
+    vault: Vault,
+    upstream: HttpUpstream,
+    breaker_changed: Callable[[State], None] = lambda _: None,
 ) -> Account:
     """Return everything of one vendor account."""
+    bounds = settings.upstream
+    breaker = Breaker(bounds.breaker_calls, bounds.breaker_seconds, time.monotonic, breaker_changed)
     return Account(
         policies=make_policies(settings, name, pseudonyms),
         auditor=Auditor(name, pseudonyms),
@@ -166,6 +178,7 @@ def make_account(
         vault=vault,
         slots=Slots(settings.upstream.rejections_to_switch),
         upstream=upstream,
+        bulkhead=Bulkhead(bounds.connections_max, bounds.waiting_max, bounds.pool_timeout_ms / 1000, breaker),
     )
 
 
@@ -319,6 +332,13 @@ def _credential_changed(log: Logger, ledger: RedisLedger, slot: str, version: st
     ledger.note(record)
 
 
+def _breaker_changed(log: Logger, account: str, state: State) -> None:
+    if state == "open":
+        log.error("upstream.paused", account=account)
+    elif state == "closed":
+        log.info("upstream.resumed", account=account)
+
+
 def _issuer_changed(log: Logger, name: str, good: bool, why: str) -> None:
     if good:
         log.info("issuer.read", issuer=name)
@@ -345,6 +365,10 @@ class CredentialsRejected(_NotReady):
     """The vendor rejects every credential of an account."""
 
 
+class UpstreamPaused(_NotReady):
+    """The vendor fails most calls of an account."""
+
+
 class JwksUnavailable(_NotReady):
     """An issuer's public keys are not to be had."""
 
@@ -355,6 +379,10 @@ def _health(
     async def credential_good(name: str) -> None:
         if accounts[name].slots.exhausted(vaults[name].loaded):
             raise CredentialsRejected
+
+    async def upstream_well(name: str) -> None:
+        if accounts[name].bulkhead.breaker.state != "closed":
+            raise UpstreamPaused
 
     async def secrets_readable(name: str) -> None:
         vaults[name].ping()
@@ -372,6 +400,7 @@ def _health(
     }
     noted: dict[str, Check] = {f"issuer.{name}": partial(issuer_ready, name) for name in identities.jwks.names}
     noted |= {f"account.{name}.secrets": partial(secrets_readable, name) for name in vaults}
+    noted |= {f"account.{name}.upstream": partial(upstream_well, name) for name in accounts}
     noted |= {f"account.{name}.redis": ledger.ping for name, ledger in ledgers.items()}
     noted |= {f"account.{name}.upkeep": ledger.kept_up for name, ledger in ledgers.items()}
     noted["keys.redis"] = identities.registry.ping

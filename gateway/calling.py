@@ -11,6 +11,7 @@ from typing import Protocol
 
 from gateway.admission import Live, Policies
 from gateway.audit import Auditor, Record, abort, change
+from gateway.bulkhead import Bulkhead, Place
 from gateway.credentials import Exchange
 from gateway.errors import Problem, Refusal
 from gateway.model import (
@@ -114,6 +115,7 @@ class Account:
     vault: Vault
     slots: Slots
     upstream: Upstream
+    bulkhead: Bulkhead
 
     async def ask(
         self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, at: float
@@ -156,6 +158,7 @@ class Made:
     attempt: Attempt
     credential: VendorCredential
     held: Held
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +185,15 @@ class Calling:
 
     async def _forward(self, arrival: Arrival, made: Made) -> Outcome:
         request = self.exchange.exchange(made.admission, made.credential)
-        answer = await made.account.upstream.forward(request)
         try:
+            answer = await made.account.upstream.forward(request)
             outcome = normalise(answer, request, made.call, arrival.request_id)
         except Refusal as refusal:
+            made.place.told(refusal.problem)
             if shows_acceptance(refusal.problem):
                 self._accepted(made.account, made.call, made.credential)
             raise
+        made.place.told(None)
         self._accepted(made.account, made.call, made.credential)
         return outcome
 

@@ -360,9 +360,18 @@ class Upstream:
     )
     connect_timeout_ms: int = _s("time to connect, TLS included", _MS, 3_000)
     read_timeout_ms: int = _s("longest silence of the vendor", _MS, 10_000)
-    pool_timeout_ms: int = _s("longest wait for a free connection", _MS, 1_000)
+    pool_timeout_ms: int = _s("longest wait of a call for its turn, while `connections_max` are under way", _MS, 1_000)
     total_timeout_ms: int = _s("longest time from sending to the answer's last byte", _MS, 20_000)
-    connections_max: int = _s("connections to the vendor per process", _between(1, 10_000), 256)
+    connections_max: int = _s("calls under way at once, and so connections, per process and account", _between(1, 10_000), 256)
+    waiting_max: int = _s(
+        "calls that wait for their turn, per process and account; beyond it the oldest is refused", _between(1, 100_000), 1_000
+    )
+    breaker_calls: int = _s(
+        "calls of ten seconds of which half must fail before no more are made for a while; 0: it never comes to that",
+        _between(0, 1_000_000),
+        20,
+    )
+    breaker_seconds: int = _s("that while; as long as probes fail, each is twice as long, up to a minute", _between(1, 60), 2)
     idle_seconds: int = _s(
         "how long an unused connection is kept; below the 5 s after which Node servers close them", _between(1, 3600), 4
     )

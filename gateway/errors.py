@@ -122,7 +122,10 @@ class Problem(Enum):
     upstream_timeout = _mine(
         504, "The vendor did not answer in time; whether it acted is not known.", retry=True, result="unknown"
     )
-    upstream_busy = _mine(503, "All connections to the vendor are in use; the call was not made.", retry=True)
+    upstream_busy = _mine(503, "Too many calls of this account are under way; this one was not made.", retry=True)
+    upstream_paused = _mine(
+        503, "The vendor fails most calls, so none is made for a moment; this one was not made either.", retry=True
+    )
     upstream_broken = _mine(
         502,
         "The connection broke before the vendor's answer was complete; whether it acted is not known.",

@@ -59,6 +59,7 @@ class Metrics(Collector):
                 rejected.add_metric((name, slot), account.slots.is_rejected(credential))
         yield active
         yield from self._limits()
+        yield from self._upstream()
         yield rejected
         issuers = GaugeMetricFamily(
             "gateway_issuer_available", "1 while an issuer's public keys are to be had.", labels=("issuer",)
@@ -67,6 +68,22 @@ class Metrics(Collector):
         for name in self.identities.jwks.names:
             issuers.add_metric((name,), name not in unavailable)
         yield issuers
+
+    def _upstream(self) -> Iterable[Metric]:
+        places = GaugeMetricFamily(
+            "gateway_upstream_calls", "Calls of this process: under way, or waiting for their turn.", labels=("account", "state")
+        )
+        paused = GaugeMetricFamily(
+            "gateway_upstream_paused",
+            "1 while this process makes no calls, or single ones, since most fail.",
+            labels=("account",),
+        )
+        for name, account in self.accounts.items():
+            places.add_metric((name, "under_way"), account.bulkhead.in_use)
+            places.add_metric((name, "waiting"), account.bulkhead.waiting)
+            paused.add_metric((name,), account.bulkhead.breaker.state != "closed")
+        yield places
+        yield paused
 
     def _limits(self) -> Iterable[Metric]:
         labels = ("account", "policy", "mode")

@@ -13,6 +13,7 @@ from typing import Protocol
 from gateway.admission import refuse_unless_admitted
 from gateway.audit import Record
 from gateway.authentication import Authenticator, Known
+from gateway.bulkhead import Place
 from gateway.calling import Account, Calling, Held, Made
 from gateway.document import Document, read_document
 from gateway.errors import Problem, Refusal
@@ -51,6 +52,8 @@ class _Story:
     call: Call | None = None
     pending: Record | None = None
     """An intent that was put to the ledger and is not admitted; what ends the story closes it, if it was recorded."""
+    place: Place | None = None
+    """Among the calls of `account` that are under way."""
     made: Made | None = None
     verdict: Verdict | None = None
     refusal: Refusal | None = None
@@ -85,6 +88,9 @@ class Pipeline:
             # The drain ran out of time. The vendor may have acted, and the trail has to say so.
             self._conclude(arrival, story, _broken(story, arrival, error))
             raise
+        finally:
+            if story.place is not None:
+                story.place.leave()
         self._conclude(arrival, story, outcome)
         return Reply(arrival.request_id, outcome, story.verdict)
 
@@ -119,8 +125,9 @@ class Pipeline:
             epoch = known.registry.epoch
             story.caller = await self._authenticate(arrival, document, known)
             name = self.router.route(arrival, story.caller)
-            story.account = account = self.accounts[name]
+            account = self.accounts[name]
             story.call = self.validator.validate(document, story.caller, name)
+            place = await self._place(story, account)
             credential = account.slots.choose(account.vault.loaded)
             attempt = Attempt(1, credential.slot, credential.version)
             charges = account.policies.charges(story.call)
@@ -130,7 +137,7 @@ class Pipeline:
                 story.pending = None
                 story.verdict = answer.verdict
                 self.calling.observer.recorded(intent)
-                return Made(account, story.call, answer, attempt, credential, Held(answer.record_id, answer.held))
+                return Made(account, story.call, answer, attempt, credential, Held(answer.record_id, answer.held), place)
             if isinstance(answer, Verdict):
                 story.verdict = answer
                 refuse_unless_admitted(answer)
@@ -138,6 +145,16 @@ class Pipeline:
                 await account.catch_up(answer)
                 await self.identities.reach(answer.epoch)
         raise Refusal(Problem.ledger_unavailable)
+
+    async def _place(self, story: _Story, account: Account) -> Place:
+        """Return a place among the account's calls, before anything is charged or recorded of one that may have to wait."""
+        if story.place is not None and story.account is not account:
+            story.place.leave()
+            story.place = None
+        story.account = account
+        if story.place is None:
+            story.place = await account.bulkhead.enter()
+        return story.place
 
     def _intent(self, story: _Story, intent: Record) -> Record:
         """Return the intent to be put to the ledger: the one that stands in the trail already, where it says the same."""

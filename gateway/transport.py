@@ -7,7 +7,6 @@ a connection that broke after sending a connect time-out; for us that is the dif
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from functools import lru_cache
@@ -35,19 +34,16 @@ _ERRORS: Final[tuple[tuple[type[Exception], type[httpx.TransportError]], ...]] =
 class PooledTransport(httpx.AsyncBaseTransport):
     """Sends requests to one host over kept-alive connections."""
 
-    def __init__(self, *, connections_max: int, idle_seconds: float, verify: ssl.SSLContext | bool = True) -> None:
-        """Opens nothing before the first request."""
+    def __init__(self, *, idle_seconds: float, verify: ssl.SSLContext | bool = True) -> None:
+        """Opens nothing before the first request, and then as many connections as there are requests at once."""
         self._verify = verify
         self._idle_seconds = idle_seconds
-        # aiohttp has one time-out for waiting and connecting together; a place of our own tells the two apart.
-        self._places = asyncio.Semaphore(connections_max)
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[tuple[str, bytes, int | None, bytes], URL] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; time-outs come from its `timeout` extension. Raises: httpx.TransportError."""
         timeout = request.extensions["timeout"]
-        await self._place(request, timeout["pool"])
         try:
             answer = await self._open().request(
                 request.method,
@@ -57,26 +53,14 @@ class PooledTransport(httpx.AsyncBaseTransport):
                 allow_redirects=False,
                 timeout=_time_out(timeout["connect"], timeout["read"]),
             )
-            stream = _Stream(answer, request, self._places)
         except BaseException as error:
-            self._places.release()
             raise _translated(error, request) from error
-        return httpx.Response(answer.status, headers=list(answer.raw_headers), stream=stream, request=request)
+        return httpx.Response(answer.status, headers=list(answer.raw_headers), stream=_Stream(answer, request), request=request)
 
     async def aclose(self) -> None:
         """Close every connection."""
         if self._session is not None:
             await self._session.close()
-
-    async def _place(self, request: httpx.Request, seconds: float) -> None:
-        if not self._places.locked():
-            await self._places.acquire()
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._places.acquire()
-        except TimeoutError:
-            raise httpx.PoolTimeout("no free connection", request=request) from None
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -101,10 +85,9 @@ class PooledTransport(httpx.AsyncBaseTransport):
 class _Stream(httpx.AsyncByteStream):
     """The body of one answer; closing it before its end closes the connection."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request, places: asyncio.Semaphore) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request) -> None:
         self._answer = answer
         self._request = request
-        self._places = places
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -118,7 +101,6 @@ class _Stream(httpx.AsyncByteStream):
             self._answer.release()
         else:
             self._answer.close()
-        self._places.release()
 
 
 async def _content(request: httpx.Request) -> bytes:

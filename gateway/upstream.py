@@ -44,7 +44,6 @@ class HttpUpstream:
     def __init__(self, settings: Settings, brand: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """Opens nothing. Raises: OSError when the certificate authorities cannot be read."""
         self._transport = transport or PooledTransport(
-            connections_max=settings.connections_max,
             idle_seconds=settings.idle_seconds,
             verify=ssl.create_default_context(cafile=settings.ca_file or None),
         )

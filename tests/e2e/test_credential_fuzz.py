@@ -21,7 +21,7 @@ from gateway.keys import KeyEntry, KeyVersion, Registry
 from gateway.model import Arrival
 from tests.running import UNSET, Stack
 
-NUMBER = "9800000001"
+NUMBER = "9811111111"
 latin = st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=255, blacklist_characters="\x7f"), max_size=120)
 keyish = st.from_regex(r"gk_(live|test)_[0-9a-z]{10}_[0-9A-Za-z]{33}", fullmatch=True)
 tokenish = st.builds(
