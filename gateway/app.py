@@ -34,7 +34,7 @@ from gateway.ledger.connect import Connection, connect
 from gateway.ledger.journal import Bounds, Journal
 from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import Away, RedisLedger, Serving
-from gateway.metrics import Metrics
+from gateway.metrics import FOLDER_VARIABLE, Metrics
 from gateway.model import SLOTS, UNSET_PATH, Secret
 from gateway.numbers import Pseudonyms
 from gateway.openapi import describe_api
@@ -118,6 +118,8 @@ def create_app(
         clock=clock,
     )
 
+    shared = environ.get(FOLDER_VARIABLE)
+    metrics = Metrics(identities, accounts, settings.server.metrics_networks, clock, Path(shared) if shared else None)
     provers = [make_prover(settings, name, account) for name, account in accounts.items()]
 
     @asynccontextmanager
@@ -134,6 +136,7 @@ def create_app(
             endless: list[Callable[[], Awaitable[None]]] = [vault.watch for vault in vaults.values()]
             endless += [partial(prover.watch, settings.upstream.probe_seconds, observer) for prover in provers]
             endless += [identities.registry.count_for_ever, identities.warn_for_ever]
+            endless += [metrics.keep_written] if shared else []
             endless += [partial(_keys_kept_up, identities, ledgers), *(ledger.keep_up for ledger in ledgers.values())]
             for work in endless:
                 stack.callback(asyncio.create_task(_kept_up(work, observer)).cancel)
@@ -151,7 +154,7 @@ def create_app(
             Route(UNSET_PATH, unset),
             Route("/livez", health.live),
             Route("/readyz", health.ready),
-            Route("/metrics", Metrics(identities, accounts, settings.server.metrics_networks, clock).answer),
+            Route("/metrics", metrics.answer),
             Route("/openapi.json", describe(describe_api(__version__))),
         ],
         exception_handlers={404: fallback.not_found, 405: fallback.method_not_allowed},

@@ -1,10 +1,19 @@
-"""What Prometheus reads: when keys end, how credentials and limits stand, which issuers' keys are to be had."""
+"""What Prometheus reads: when keys end, how credentials and limits stand, which issuers' keys are to be had.
+
+Workers that share a port share one view: each leaves what it sees in a folder, and the one that is asked puts it together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -16,10 +25,34 @@ from gateway.addresses import is_within
 from gateway.calling import Account
 from gateway.identities import Identities
 
+FOLDER_VARIABLE: Final = "GATEWAY_METRICS"
+"""Names the folder that the workers of one command share; not set where there is one worker."""
+_WRITE_EVERY_SECONDS: Final = 1.0
+_STALE_SECONDS: Final = 5.0
+"""What a worker saw so long ago is so no more; what it counted stays counted."""
+_SUMMED: Final = frozenset(("gateway_upstream_calls",))
+"""Gauges of which every worker has its own; of the others the highest is what somebody should see."""
+
+
+class _Sample(msgspec.Struct, array_like=True):
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class _Family(msgspec.Struct, array_like=True):
+    name: str
+    documentation: str
+    type: str
+    samples: list[_Sample]
+
+
+_read_families = msgspec.json.Decoder(list[_Family]).decode
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metrics(Collector):
-    """One process' view; what it says is the same in every process but for `rejected`."""
+    """One process' view, or that of all workers of one command."""
 
     identities: Identities
     accounts: Mapping[str, Account]
@@ -27,6 +60,8 @@ class Metrics(Collector):
     """That may read them."""
     clock: Callable[[], float]
     """Unix seconds."""
+    folder: Path | None = None
+    """Shared by all workers; None: there is one."""
 
     async def answer(self, request: Request) -> Response:
         """Answer in Prometheus' text format; 403 from elsewhere."""
@@ -37,8 +72,28 @@ class Metrics(Collector):
         registry.register(self)
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
+    async def keep_written(self) -> None:
+        """Tell the other workers for ever what this one sees. Raises: OSError."""
+        while self.folder is not None:
+            path = self.folder / f"{os.getpid()}.json"
+            new = path.with_suffix(".new")
+            new.write_bytes(msgspec.json.encode([_packed(metric) for metric in self._own()]))
+            new.replace(path)
+            await asyncio.sleep(_WRITE_EVERY_SECONDS)
+
     def collect(self) -> Iterable[Metric]:
-        """Yield the gauges."""
+        """Yield what all workers see."""
+        return _merged([[_packed(metric) for metric in self._own()], *self._others()])
+
+    def _others(self) -> Iterator[list[_Family]]:
+        own = f"{os.getpid()}.json"
+        for path in sorted(self.folder.glob("*.json")) if self.folder is not None else ():
+            if path.name == own:
+                continue
+            stale = time.time() - path.stat().st_mtime > _STALE_SECONDS
+            yield [family for family in _read_families(path.read_bytes()) if family.type == "counter" or not stale]
+
+    def _own(self) -> Iterable[Metric]:
         ends = GaugeMetricFamily(
             "gateway_key_ends_in_seconds", "Until a live key that has an end ends.", labels=("service", "key_id", "version")
         )
@@ -102,3 +157,26 @@ class Metrics(Collector):
         yield refused
         yield away
         yield degraded
+
+
+def _packed(metric: Metric) -> _Family:
+    samples = [_Sample(sample.name, dict(sample.labels), float(sample.value)) for sample in metric.samples]
+    return _Family(metric.name, metric.documentation, metric.type, samples)
+
+
+def _merged(views: Iterable[list[_Family]]) -> Iterable[Metric]:
+    """Yield the families of several workers as one: what is counted is summed, of what is so the highest is told."""
+    families: dict[str, _Family] = {}
+    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for family in (family for view in views for family in view):
+        families.setdefault(family.name, family)
+        known = values.setdefault(family.name, {})
+        summed = family.type == "counter" or family.name in _SUMMED
+        for sample in family.samples:
+            key = sample.name, tuple(sorted(sample.labels.items()))
+            known[key] = known.get(key, 0.0) + sample.value if summed else max(known.get(key, sample.value), sample.value)
+    for name, family in families.items():
+        metric = Metric(name, family.documentation, family.type)
+        for (sample_name, labels), value in values[name].items():
+            metric.add_sample(sample_name, dict(labels), value)
+        yield metric

@@ -16,6 +16,7 @@ import socket
 import sys
 import tomllib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import uvicorn
@@ -29,6 +30,7 @@ from gateway.app import create_app
 from gateway.config import Server, Settings
 from gateway.endpoints import parser_answer
 from gateway.errors import Problem
+from gateway.metrics import FOLDER_VARIABLE
 
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _INTERIM: Final = b"HTTP/1.1 100 "
@@ -290,7 +292,9 @@ def serve(settings: Settings, listener: socket.socket, workers: int) -> None:
     setup = uvicorn_config(settings, workers)
     if workers == 1:
         uvicorn.Server(setup).run(sockets=[listener])
-    else:
+        return
+    with TemporaryDirectory(prefix="gateway-metrics-") as shared:
+        os.environ[FOLDER_VARIABLE] = shared
         Multiprocess(setup, [listener]).run()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -15,6 +17,7 @@ import httpx
 import pytest
 import redis as redis_py
 
+from tests.chaos.processes import descendants
 from tests.running import UNSET, Process, Stack, free_port, server_at, until
 
 WIDE = '[policies.number]\nrate = "1000000/s"\nburst = 1000000\n[policies.account]\nrate = "1000000/s"\nburst = 1000000\n'
@@ -48,6 +51,29 @@ def answers(stack: Stack, urls: list[str], count: int, threads: int = 16) -> Cou
 
     with ThreadPoolExecutor(threads) as pool:
         return Counter(pool.map(call, range(count)))
+
+
+def test_workers_have_one_view_and_a_journal_each(start: Callable[..., Stack]) -> None:
+    """Whichever is asked counts for all of them, also for one that was killed; and each writes a trail of its own."""
+    stack = start(workers=2, redis=PATIENT, quotas=WIDE + '[policies.caller]\nrate = "1/d"\nburst = 10')
+    line = 'gateway_limit_refused_total{account="test",mode="deny",policy="caller"}'
+
+    def counted() -> set[float]:
+        found = set()
+        for _ in range(12):  # A new connection each, so that both are asked.
+            rows = httpx.get(stack.url + "/metrics", trust_env=False).text.splitlines()
+            found.update(float(row.rpartition(" ")[2]) for row in rows if row.startswith(line))
+        return found
+
+    assert answers(stack, [stack.url], 50)["caller"] == 40
+    until(lambda: counted() == {40.0}, what="one view")
+    journals = {path.name.rsplit(".", 2)[0] for path in (stack.folder / "state" / "journal" / "test").glob("*.jsonl")}
+    writers = {row["writer"] for row in stack.stream()}
+    assert len(journals) == 2 and journals <= writers
+
+    os.kill(descendants(stack.gateway.pid, "spawn_main")[0], signal.SIGKILL)
+    until(stack._ready, what="another worker")
+    assert counted() == {40.0}
 
 
 def test_several_gateways_admit_exactly_the_limit(start: Callable[..., Stack]) -> None:
