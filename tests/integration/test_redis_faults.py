@@ -261,7 +261,10 @@ def test_sentinel_fails_over(start: Callable[..., Stack], tmp_path: Path) -> Non
             stack.start_gateway()
             m1, m2 = stack.masked()
             assert stack.unset(m1=m1, m2=m2, expiry_duration=60).status_code == 200
-            until(lambda: replica.xlen("gw:{test}:audit") == 2, what="the records on the replica")
+            until(
+                lambda: any(b'"outcome"' in fields[b"r"] for _, fields in replica.xrange("gw:{test}:audit")),
+                what="the records on the replica",
+            )
 
             # A revocation that a failover would undo is told, and one that it would not is not.
             _, doomed, _ = stack.issue("doomed")
