@@ -43,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
         read_only_ssids=tuple(arguments.read_only_ssid),
         suspended_ssids=tuple(arguments.suspended_ssid),
         pool=arguments.pool,
-        record=not arguments.no_record,
+        recorded_max=arguments.recorded_max,
         faults=faults,
     )
     uvloop.run(_run(config, listener))
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--read-only-ssid", action="append", default=[], help="valid, but answered with 1015")
     parser.add_argument("--suspended-ssid", action="append", default=[], help="answered with 1039")
     parser.add_argument("--pool", type=int, default=1000, help="virtual numbers; 1505 when all are in use")
-    parser.add_argument("--no-record", action="store_true", help="do not keep what is received")
+    parser.add_argument("--recorded-max", type=int, default=100_000, metavar="N", help="received calls that are kept; 0: none")
     parser.add_argument(
         "--fault",
         action="append",

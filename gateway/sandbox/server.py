@@ -40,10 +40,8 @@ class Config:
     """Of a suspended account: 1039."""
     pool: int = 1000
     """Virtual numbers."""
-    record: bool = True
-    """Whether received calls are kept for reading."""
     recorded_max: int = 100_000
-    """How many are kept; the oldest go first."""
+    """How many received calls are kept for reading; the oldest go first. 0: none."""
     faults: Faults = field(default_factory=Faults)
 
 
@@ -147,7 +145,7 @@ class Sandbox:
         return fields
 
     def _record(self, request: Request, answer: Answer, *, acted: bool, silent: bool = False) -> None:
-        if not self._config.record:
+        if not self._config.recorded_max:
             return
         self._sequence += 1
         self._calls.append(

@@ -365,7 +365,7 @@ def test_calls_are_recorded_and_cleared(vendor: Vendor) -> None:
 
 def test_records_are_bounded_and_can_be_off() -> None:
     """The oldest go first; without recording there are none."""
-    few, none = Vendor(recorded_max=2), Vendor(record=False)
+    few, none = Vendor(recorded_max=2), Vendor(recorded_max=0)
     for vendor in (few, none):
         for _ in range(3):
             vendor.code(m1=A)
