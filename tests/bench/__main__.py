@@ -1,8 +1,8 @@
 """`python -m tests.bench`: what one call costs here, beside named peers, all in one run.
 
 (a) the vendor called directly, (b) the obvious Starlette + httpx.AsyncClient + redis-py gateway, (c) this gateway,
-(d) nginx + Lua doing the same job, where nginx and its Lua module are installed. The figures of one machine say little;
-the ratios to (b) in one run do. Rounds are interleaved, so that a noisy neighbour disturbs every peer alike.
+(d) nginx + Lua doing the same job, where nginx and its Lua module are installed, (e) this gateway with two workers. The
+figures of one machine say little; the ratios to (b) and (d) in one run do. Rounds are interleaved, so that a noisy neighbour disturbs every peer alike.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ NAMES = {
     "baseline": "(b) Starlette + httpx.AsyncClient + redis-py",
     "gateway": "(c) this gateway",
     "nginx": "(d) nginx + Lua",
+    "workers": "(e) this gateway, 2 workers",
 }
 
 
@@ -107,14 +108,18 @@ def peers(stack: ExitStack, folder: Path, wanted: list[str]) -> list[Peer]:
         environ = {**ENVIRON, "BENCH_REDIS": redis.url, "BENCH_VENDOR": f"http://127.0.0.1:{vendor_port}"}
         found.append(Peer("baseline", stack.enter_context(started(folder, "baseline", words, port, environ)).pid, port, KEY))
     if "gateway" in wanted:
-        found.append(_gateway(stack, folder, redis, vendor_port))
+        found.append(_gateway(stack, folder, redis, vendor_port, "gateway", 1))
+    if "workers" in wanted:
+        found.append(_gateway(stack, folder, redis, vendor_port, "workers", 2))
     if "nginx" in wanted:
         nginx = _nginx(stack, folder, redis, vendor_port)
         found.extend([nginx] if nginx else [])
     return found
 
 
-def _gateway(stack: ExitStack, folder: Path, redis: Redis, vendor_port: int) -> Peer:
+def _gateway(stack: ExitStack, folder: Path, redis: Redis, vendor_port: int, name: str, workers: int) -> Peer:
+    folder = folder / name
+    folder.mkdir()
     config = folder / "gateway.toml"
     config.write_text(f"""
 [server]
@@ -139,9 +144,9 @@ pseudonym_key = {{ env = "BENCH_PSEUDONYM_KEY" }}
         env={**os.environ, **ENVIRON},
     )
     port = free_port()
-    words = [*command, "serve", "--config", str(config), "--port", str(port)]
-    process = stack.enter_context(started(folder, "gateway", words, port, ENVIRON))
-    return Peer("gateway", process.pid, port, json.loads(made.stdout)["key"])
+    words = [*command, "serve", "--config", str(config), "--port", str(port), "--workers", str(workers)]
+    process = stack.enter_context(started(folder, name, words, port, ENVIRON))
+    return Peer(name, process.pid, port, json.loads(made.stdout)["key"])
 
 
 def _nginx(stack: ExitStack, folder: Path, redis: Redis, vendor_port: int) -> Peer | None:
@@ -184,7 +189,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", default="1,32,256")
-    parser.add_argument("--only", default="vendor,baseline,gateway,nginx")
+    parser.add_argument("--only", default="vendor,baseline,gateway,nginx,workers")
     arguments = parser.parse_args()
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
     with ExitStack() as stack:
@@ -199,8 +204,9 @@ def main() -> int:
                     results.setdefault((peer.name, level), []).append(measure(peer, arguments.seconds, level))
     rows = [_row(name, level, rounds) for (name, level), rounds in results.items()]
     for row in rows:
-        base = next((other for other in rows if other["peer"] == "baseline" and other["concurrency"] == row["concurrency"]), None)
-        row["cpu_ratio_to_baseline"] = round(base["cpu_us"] / row["cpu_us"], 2) if base else None
+        beside = {other["peer"]: other["cpu_us"] for other in rows if other["concurrency"] == row["concurrency"]}
+        row["times_less_than_baseline"] = round(beside["baseline"] / row["cpu_us"], 2) if "baseline" in beside else None
+        row["times_nginx"] = round(row["cpu_us"] / beside["nginx"], 2) if "nginx" in beside else None
     if arguments.json:
         print(json.dumps({"machine": machine(), "rows": rows}, indent=1))
     else:
@@ -215,11 +221,13 @@ def _row(name: str, level: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> None:
     print(machine())
-    print("| peer | callers | CPU µs/request | times less CPU than (b) | requests/s | p50 ms | p99 ms | failures |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    print(
+        "| peer | callers | CPU µs/request | times less CPU than (b) | times the CPU of (d) | requests/s | p50 ms | p99 ms | failures |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for row in sorted(rows, key=lambda row: (row["concurrency"], row["peer"] != "vendor", list(NAMES).index(row["peer"]))):
-        ratio = row["cpu_ratio_to_baseline"] or "–"
-        print(f"| {NAMES[row['peer']]} | {row['concurrency']} | {row['cpu_us']:.0f} | {ratio} | {row['per_second']:.0f} "
+        ratios = f"{row['times_less_than_baseline'] or '–'} | {row['times_nginx'] or '–'}"
+        print(f"| {NAMES[row['peer']]} | {row['concurrency']} | {row['cpu_us']:.0f} | {ratios} | {row['per_second']:.0f} "
               f"| {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | {row['failures']} |")  # fmt: skip
 
 
