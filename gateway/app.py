@@ -60,12 +60,12 @@ class Application(Starlette):
     def __init__(self, unset: ASGIApp, **options: Any) -> None:
         """`options` are Starlette's."""
         super().__init__(**options)
-        self._unset = unset
+        self.unset = unset
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
         if scope["type"] == "http" and scope["path"] == UNSET_PATH:
-            await self._unset(scope, receive, send)
+            await self.unset(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
