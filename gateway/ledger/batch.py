@@ -24,6 +24,8 @@ _WAITING_MAX: Final = 20_000
 _PAUSE_FIRST_SECONDS: Final = 0.25
 _PAUSE_MAX_SECONDS: Final = 5.0
 _TRY_AGAIN_SECONDS: Final = 0.01
+_UNHURRIED_SECONDS: Final = 0.005
+"""How long what nobody waits for waits for something that somebody does, to go with it."""
 # redis-py has no class for these; the server works, but cannot keep anything now.
 _UNABLE: Final = ("MISCONF", "NOREPLICAS", "BUSY ")
 
@@ -68,25 +70,32 @@ class Batch:
         self._probe: Command = ("SET", probe, "1", "PX", 1000)
         self._waiting: deque[tuple[Command, asyncio.Future[Any]]] = deque()
         self._worker: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._prober: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._not_before = 0.0
         self.down = False
         """Whether the breaker answers in Redis' place now."""
 
-    def submit(self, *command: Any) -> asyncio.Future[Any]:
-        """Return a future of the command's result; it fails with LedgerDown, or ResponseError for a bad command."""
+    def submit(self, *command: Any, hurry: bool = True) -> asyncio.Future[Any]:
+        """Return a future of the command's result; it fails with LedgerDown, or ResponseError for a bad command.
+
+        Without `hurry` it may wait for a moment, and goes with what is sent next; the order is kept all the same.
+        """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.down or len(self._waiting) >= _WAITING_MAX:
             future.set_exception(LedgerDown("breaker" if self.down else OVERLOAD))
             return future
         self._waiting.append((command, future))
-        if self._worker is None:
-            self._worker = asyncio.ensure_future(self._work())
+        if hurry:
+            self._begin()
+        elif self._worker is None and self._later is None:
+            self._later = future.get_loop().call_later(_UNHURRIED_SECONDS, self._begin)
         return future
 
     async def drain(self) -> None:
         """Wait until everything submitted so far is answered."""
+        self._begin()
         while self._worker is not None:
             await asyncio.shield(self._worker)
 
@@ -109,6 +118,13 @@ class Batch:
     def trip(self, seconds: float) -> None:
         """Behave for a while as if Redis were away."""
         self._open("drill", seconds)
+
+    def _begin(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        if self._worker is None and self._waiting:
+            self._worker = asyncio.ensure_future(self._work())
 
     async def _work(self) -> None:
         try:

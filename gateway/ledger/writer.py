@@ -166,7 +166,7 @@ class TrailWriter:
                 self._mend(name, answer)
             self._fall_behind()
 
-        self._batch.submit(*append_command(self._names, name, link, FIRST)).add_done_callback(answered)
+        self._batch.submit(*append_command(self._names, name, link, FIRST), hurry=False).add_done_callback(answered)
 
     async def run(
         self,

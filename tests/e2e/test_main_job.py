@@ -275,6 +275,7 @@ def test_health_and_description(stack: Stack) -> None:
         "keys": "ok",
         "account.test.ledger": "ok",
         "account.test.redis": "ok",
+        "account.test.upstream": "ok",
         "account.test.upkeep": "ok",
         "keys.redis": "ok",
         "account.test.credential": "ok",
