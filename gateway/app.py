@@ -76,8 +76,11 @@ def create_app(
     *,
     logger: Logger | None = None,
     clock: Callable[[], float] = time.time,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """Return the gateway as an ASGI application; sockets are opened in its lifespan.
+
+    `leaving` says whether the process is about to end, and so no longer ready.
 
     `settings.redis.url` must be set: whoever starts the process starts the embedded server.
     Raises: SecretUnreadable, OSError.
@@ -147,7 +150,7 @@ def create_app(
 
     fallback = Fallback(settings.server.cors_origins)
     unset = Unset(pipeline, settings.server, clock)
-    health = _health(accounts, ledgers, vaults, identities)
+    health = _health(accounts, ledgers, vaults, identities, leaving)
     return Application(
         unset,
         routes=[
@@ -372,12 +375,25 @@ class UpstreamPaused(_NotReady):
     """The vendor fails most calls of an account."""
 
 
+class Leaving(_NotReady):
+    """The process is about to end."""
+
+
 class JwksUnavailable(_NotReady):
     """An issuer's public keys are not to be had."""
 
 
+async def _stays(leaving: Callable[[], bool]) -> None:
+    if leaving():
+        raise Leaving
+
+
 def _health(
-    accounts: Mapping[str, Account], ledgers: Mapping[str, RedisLedger], vaults: Mapping[str, Vault], identities: Identities
+    accounts: Mapping[str, Account],
+    ledgers: Mapping[str, RedisLedger],
+    vaults: Mapping[str, Vault],
+    identities: Identities,
+    leaving: Callable[[], bool],
 ) -> Health:
     async def credential_good(name: str) -> None:
         if accounts[name].slots.exhausted(vaults[name].loaded):
@@ -407,4 +423,4 @@ def _health(
     noted |= {f"account.{name}.redis": ledger.ping for name, ledger in ledgers.items()}
     noted |= {f"account.{name}.upkeep": ledger.kept_up for name, ledger in ledgers.items()}
     noted["keys.redis"] = identities.registry.ping
-    return Health({"keys": identities.registry.ready}, parts, noted)
+    return Health({"process": partial(_stays, leaving), "keys": identities.registry.ready}, parts, noted)

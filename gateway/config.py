@@ -296,7 +296,15 @@ class Server:
     header_timeout_ms: int = _s("time for the head to arrive", _MS, 10_000)
     body_timeout_ms: int = _s("time for the body to arrive", _MS, 10_000)
     keep_alive_seconds: int = _s("how long an idle connection is kept", _between(1, 3600), 75)
-    drain_seconds: int = _s("how long calls in flight may finish after SIGTERM", _between(1, 3600), 45)
+    lame_duck_seconds: int = _s(
+        "how long after SIGTERM new connections and calls are still taken, while readiness says no: longer than a balancer "
+        "takes to notice; 0: not at all",
+        _between(0, 600),
+        5,
+    )
+    drain_seconds: int = _s(
+        "how long after SIGTERM the last call in flight may finish, `lame_duck_seconds` among them", _between(1, 3600), 50
+    )
     trusted_proxies: tuple[str, ...] = _s(
         "networks of proxies whose `X-Forwarded-For` is believed; none: a caller's address is its connection's", _networks, ()
     )
@@ -304,6 +312,11 @@ class Server:
     metrics_networks: tuple[str, ...] = _s("networks that may read `/metrics`", _networks, ("127.0.0.0/8", "::1/128"))
     cors_origins: tuple[str, ...] = _s("browser origins that may call; none by default", _origins, ())
     state_dir: str = _s("where the embedded server and the journal keep their files; empty: the user's state folder", _text, "")
+
+    @property
+    def finish_seconds(self) -> int:
+        """How long calls in flight may finish once no new ones are taken."""
+        return self.drain_seconds - self.lame_duck_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -711,12 +724,12 @@ def _contradictions(settings: Settings) -> list[Fault]:
         )
     if settings.upstream.read_timeout_ms > settings.upstream.total_timeout_ms:
         faults.append(Fault("upstream.read_timeout_ms", "must not be longer than upstream.total_timeout_ms"))
-    if settings.server.drain_seconds * 1000 <= settings.upstream.longest_ms:
+    if settings.server.finish_seconds * 1000 <= settings.upstream.longest_ms:
         faults.append(
             Fault(
                 "server.drain_seconds",
-                f"must be longer than {settings.upstream.longest_ms} ms, twice upstream.pool_timeout_ms and "
-                "upstream.total_timeout_ms, or calls in flight are cut when the gateway stops",
+                f"must be longer than server.lame_duck_seconds and {settings.upstream.longest_ms} ms, twice "
+                "upstream.pool_timeout_ms and upstream.total_timeout_ms, or calls in flight are cut when the gateway stops",
             )
         )
     return faults

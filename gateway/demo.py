@@ -28,6 +28,7 @@ _CONFIG: Final = """\
 [server]
 port = {port}
 state_dir = {folder}
+lame_duck_seconds = 0
 [accounts.demo]
 brand = "{brand}"
 [accounts.demo.primary]

@@ -51,6 +51,7 @@ port = 0
 state_dir = {state}
 header_timeout_ms = 1000
 body_timeout_ms = 1000
+lame_duck_seconds = 0
 [redis]
 url = "{redis}"
 [accounts.main]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 _READY_SECONDS: Final = 30.0
-_STOP_SECONDS: Final = 50.0
+_STOP_SECONDS: Final = 55.0
 _AGAIN_SECONDS: Final = 5.0
 _ADDRESS: Final = re.compile(r"http://127\.0\.0\.1:\d+")
 

@@ -2,7 +2,8 @@
 
 The parser's own refusals are bare text, it bounds neither the number of headers nor the time they take, and a request
 with a body but no length would be run with an empty body while its bytes are read as a second request. All three are
-settled here, in front of the application, with the one error shape.
+settled here, in front of the application, with the one error shape. So is the way out: a server that closes at once
+loses what a balancer is sending it just then.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tomllib
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -33,6 +35,7 @@ from gateway.errors import Problem
 from gateway.metrics import FOLDER_VARIABLE
 
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
+_FIRST_SECONDS: Final = 1.0
 _INTERIM: Final = b"HTTP/1.1 100 "
 _WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
 
@@ -65,11 +68,42 @@ class _Together:
         return self._transport.is_closing()
 
 
+class Departure:
+    """The time between SIGTERM and the end of listening: every call is still taken, and every caller asked not to come again.
+
+    A balancer sends calls until it has seen readiness fail, on new connections and on those it keeps; neither may be closed
+    before. A second signal, or SIGINT from whoever sits before it, ends this time at once.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.begun = False
+        """Whether this process is about to end."""
+        self._seconds = seconds
+
+    def take_signals(self) -> None:
+        """Stand before whoever takes SIGTERM now; it gets the signal when the time is over. Needs a running loop."""
+        loop, end = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+        if not callable(end):
+            return
+
+        def begin(number: int, frame: FrameType | None) -> None:
+            if self.begun or not self._seconds:
+                self.begun = True
+                end(number, frame)
+                return
+            self.begun = True
+            loop.call_soon_threadsafe(loop.call_later, self._seconds, end, number, None)
+
+        signal.signal(signal.SIGTERM, begin)
+
+
 class GatewayProtocol(HttpToolsProtocol):
     """One connection of a caller."""
 
     bounds: Server = Server()
     """Set once per process, before the first connection."""
+    departure: Departure = Departure(0)
+    """Set with it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request's head."""
@@ -147,6 +181,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self.refuse(Problem.length_required)
         else:
             super().on_headers_complete()
+            if self.departure.begun:
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body, unless the request was refused."""
@@ -165,6 +201,16 @@ class GatewayProtocol(HttpToolsProtocol):
         """Answer what the parser refused."""
         empty = "Empty Content-Length" in str(sys.exc_info()[1])
         self.refuse(Problem.length_empty if empty else Problem.http_malformed)
+
+    def shutdown(self) -> None:
+        """Close unless a request is under way or on its way; one that comes on a new connection has a moment to begin."""
+        self.departure.begun = True
+        if self._refused or not (self._in_head or self.cycle is None):
+            super().shutdown()
+        elif not self._in_head:
+            # Whoever has just connected sends at once; closing now would lose what it sends.
+            self._disarm()
+            self._head_timer = self.loop.call_later(min(_FIRST_SECONDS, self.bounds.header_timeout_ms / 1000), self._head_late)
 
     def refuse(self, problem: Problem) -> None:
         """Answer and close, once. A request that is being answered gets its own answer first, and this one none."""
@@ -233,7 +279,9 @@ def app_from_environment() -> Starlette:
     """Return the application of one worker process, by the configuration file that `GATEWAY_CONFIG` names."""
     settings = config.parse(tomllib.loads(Path(os.environ["GATEWAY_CONFIG"]).read_text(encoding="utf-8")), os.environ)
     GatewayProtocol.bounds = settings.server
-    app = create_app(settings, os.environ)
+    GatewayProtocol.departure = departure = Departure(settings.server.lame_duck_seconds)
+    departure.take_signals()
+    app = create_app(settings, os.environ, leaving=lambda: departure.begun)
     app.router.redirect_slashes = False
     # What was made until here stays, and calls leave hardly a circle behind: looking for them often is a twentieth of the work.
     gc.collect()
@@ -279,9 +327,19 @@ def uvicorn_config(settings: Settings, workers: int) -> uvicorn.Config:
         date_header=True,
         proxy_headers=False,
         timeout_keep_alive=server.keep_alive_seconds,
-        timeout_graceful_shutdown=server.drain_seconds,
+        timeout_graceful_shutdown=server.finish_seconds,
         backlog=2048,
     )
+
+
+class Workers(Multiprocess):
+    """The processes that share one listening socket."""
+
+    def terminate_all(self) -> None:
+        """End every worker, and let go of the socket: while anybody holds it, connections that nobody takes come to stand."""
+        super().terminate_all()
+        for listener in self.sockets:
+            listener.close()
 
 
 def serve(settings: Settings, listener: socket.socket, workers: int) -> None:
@@ -295,7 +353,7 @@ def serve(settings: Settings, listener: socket.socket, workers: int) -> None:
         return
     with TemporaryDirectory(prefix="gateway-metrics-") as shared:
         os.environ[FOLDER_VARIABLE] = shared
-        Multiprocess(setup, [listener]).run()
+        Workers(setup, [listener]).run()
 
 
 def _finished(_number: int, _frame: object) -> None:

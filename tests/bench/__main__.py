@@ -124,6 +124,7 @@ def _gateway(stack: ExitStack, folder: Path, redis: Redis, vendor_port: int, nam
     config.write_text(f"""
 [server]
 state_dir = "{folder / "state"}"
+lame_duck_seconds = 0
 [redis]
 url = "{redis.url}"
 [upstream]

@@ -102,6 +102,7 @@ def test_serve_without_a_redis_configured_starts_one(tmp_path: Path, stack: Stac
     config.write_text(f"""
 [server]
 state_dir = "{tmp_path / "s"}"
+lame_duck_seconds = 0
 [accounts.main]
 brand = "{stack.sandbox_url}"
 [accounts.main.primary]

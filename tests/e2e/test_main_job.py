@@ -272,6 +272,7 @@ def test_health_and_description(stack: Stack) -> None:
     assert stack.http.get(stack.url + "/livez").json() == {"status": "ok"}
     ready = stack.http.get(stack.url + "/readyz").json()
     assert ready["checks"] == {
+        "process": "ok",
         "keys": "ok",
         "account.test.ledger": "ok",
         "account.test.redis": "ok",
