@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 ASK_SECONDS: Final = 0.1
+WAY_SECONDS: Final = 0.01
+"""What it sends arrives so much later; what a replica does meanwhile it cannot know."""
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _CLOSE: Final = re.compile(rb"(?i)\r\nconnection: *close")
 _FAILED: Final = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nX-Failed: the-balancer\r\n\r\n"
@@ -61,7 +63,7 @@ class Balancer:
     def _run(self) -> None:
         async def serve() -> None:
             server = await asyncio.start_server(self._served, "127.0.0.1", 0)
-            self.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             asking = [asyncio.ensure_future(self._ask_for_ever(replica)) for replica in self.replicas]
             self._ready.set()
             await self._stop.wait()
@@ -106,6 +108,7 @@ class Balancer:
                 continue
             self.sent[replica.port] += 1
             try:
+                await asyncio.sleep(WAY_SECONDS)
                 streams[1].write(request)
                 answer = await _message(streams[0])
             except (asyncio.IncompleteReadError, OSError) as error:

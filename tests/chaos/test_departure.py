@@ -113,8 +113,8 @@ def authorised(stack: Stack, number: int) -> bytes:
 
 @pytest.mark.parametrize(("lame_duck", "workers"), [(0, 1), (1, 2)])
 def test_sigterm_under_load_loses_nothing(start: Callable[..., Stack], lame_duck: int, workers: int) -> None:
-    """Who was answered was answered whole, each call is told to its end, and what failed was never begun."""
-    stack = busy(start, lame_duck, workers)
+    """Calls take longer than a moment. Who was answered was answered whole, each call is told to its end, and what failed was never begun."""
+    stack = busy(start, lame_duck, workers, delay_ms=300)
     load = Load(stack.url, stack.key)
     with load.running():
         stack.gateway.signal(signal.SIGTERM)
