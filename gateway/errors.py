@@ -112,7 +112,26 @@ class Problem(Enum):
 
     # Talking to the vendor
     upstream_unreachable = _mine(502, "The vendor could not be reached; the call was not made.", retry=True)
-    upstream_tls_failed = _mine(502, "The vendor's TLS certificate was not accepted; the call was not made.")
+    upstream_tls_expired = _mine(
+        502,
+        "The vendor's TLS certificate has expired or is not valid yet; the call was not made. The vendor has to renew it, "
+        "or the gateway's operators to set its clock.",
+    )
+    upstream_tls_wrong_host = _mine(
+        502,
+        "The vendor's TLS certificate is for another host; the call was not made. The gateway's operators have to correct "
+        "the account's 'brand', or the vendor its certificate.",
+    )
+    upstream_tls_untrusted = _mine(
+        502,
+        "The vendor's TLS certificate is from an issuer the gateway does not trust; the call was not made. "
+        "The gateway's operators have to find out who answers there, and set 'upstream.ca_file' if it is the vendor.",
+    )
+    upstream_tls_failed = _mine(
+        502,
+        "No TLS connection to the vendor came about; the call was not made. The gateway's operators have to find out "
+        "what answers at its address.",
+    )
     upstream_credentials_rejected = _mine(
         503,
         "The vendor rejects every credential of the account, so the call was not carried out; yours is fine. "

@@ -38,6 +38,14 @@ PROBLEMS: Final[tuple[tuple[type[httpx.TransportError], Problem], ...]] = (
 """The row for each httpx error, the first that fits."""
 
 
+_TLS_PROBLEMS: Final = {
+    **dict.fromkeys((9, 10), Problem.upstream_tls_expired),
+    **dict.fromkeys((62, 64), Problem.upstream_tls_wrong_host),
+    **dict.fromkeys((2, 18, 19, 20, 21), Problem.upstream_tls_untrusted),
+}
+"""By OpenSSL's code of what was wrong with a certificate, X509_V_ERR_…; the rest is `upstream_tls_failed`."""
+
+
 class HttpUpstream:
     """The vendor, over any httpx transport."""
 
@@ -64,8 +72,7 @@ class HttpUpstream:
     async def forward(self, request: UpstreamRequest) -> UpstreamAnswer:
         """Return the vendor's answer, read to its end or to the bound.
 
-        Raises: Refusal `upstream_unreachable`, `upstream_tls_failed`, `upstream_busy`, `upstream_timeout`,
-        `upstream_broken`.
+        Raises: Refusal `upstream_unreachable`, `upstream_tls_…`, `upstream_busy`, `upstream_timeout`, `upstream_broken`.
         """
         # Straight into the transport: the client above it adds cookies, redirects and proxies, none of which we want,
         # and most of the cost of a call.
@@ -109,9 +116,14 @@ def _headers(host: str, length: int) -> httpx.Headers:
 
 
 def _problem(error: httpx.TransportError) -> Problem:
-    cause: BaseException | None = error
+    # TLS may break after the request was sent too; then nobody knows.
+    cause: BaseException | None = error if isinstance(error, httpx.ConnectError) else None
     while cause is not None:
-        if isinstance(cause, ssl.SSLError):
+        code = getattr(cause, "verify_code", None)
+        if code is not None:
+            return _TLS_PROBLEMS.get(code, Problem.upstream_tls_failed)
+        # aiohttp's own error is one of certificates too, and has no code; its cause does.
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLCertVerificationError):
             return Problem.upstream_tls_failed
         cause = cause.__cause__ or cause.__context__
     return next(problem for kind, problem in PROBLEMS if isinstance(error, kind))

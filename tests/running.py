@@ -361,21 +361,21 @@ pseudonym_key = {{ env = "PSEUDONYM_KEY" }}
     def no_faults(self) -> None:
         self.http.delete(self.sandbox_url + "/_sandbox/faults")
 
-    def stream(self) -> list[dict[str, Any]]:
+    def stream(self, account: str = "test") -> list[dict[str, Any]]:
         """Return every record of calls and changes in Redis, as it is; not what writers say of themselves."""
-        return [record for record in self.whole_stream() if "request_id" in record]
+        return [record for record in self.whole_stream(account) if "request_id" in record]
 
-    def whole_stream(self) -> list[dict[str, Any]]:
-        """Return every record in Redis, those too that nobody waits for."""
+    def whole_stream(self, account: str = "test") -> list[dict[str, Any]]:
+        """Return every record of an account in Redis, those too that nobody waits for."""
         time.sleep(0.02)
         with self.redis.client() as client:
-            return [json.loads(fields[b"r"]) for _, fields in client.xrange("gw:{test}:audit")]
+            return [json.loads(fields[b"r"]) for _, fields in client.xrange(f"gw:{{{account}}}:audit")]
 
-    def records(self, request_id: str) -> list[dict[str, Any]]:
+    def records(self, request_id: str, account: str = "test") -> list[dict[str, Any]]:
         """Return a request's records, once its last one is there."""
 
         def whole() -> list[dict[str, Any]] | None:
-            found = [record for record in self.stream() if record["request_id"] == request_id]
+            found = [record for record in self.stream(account) if record["request_id"] == request_id]
             over = (record for record in found if record["stage"] != "intent" and record.get("problem") != "decided_anew")
             return found if any(over) else None
 

@@ -7,15 +7,11 @@ import os
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import trustme
 
 from tests.e2e.test_main_job import assert_refused
 from tests.running import VENDOR_SSID, Process, Stack, until
@@ -263,65 +259,3 @@ def test_validation_settings(start: Callable[..., Stack]) -> None:
     assert_refused(stack.unset(m1="02079460000", expiry_duration=1, expiry_time=1893456000), 400, "expiry_conflict")
     stack.unset(m1="020 7946 0000", colour="red")
     assert json.loads(stack.vendor_calls()[-1]["body"]) == {"ssid": VENDOR_SSID, "m1": "+442079460000"}
-
-
-class TlsVendor:
-    """Answers every connection with the success, behind a certificate."""
-
-    def __init__(self, certificate: trustme.LeafCert) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate.configure_cert(context)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._context = context
-        self.calls = 0
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                raw, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                with self._context.wrap_socket(raw, server_side=True) as connection:
-                    connection.recv(65_536)
-                    self.calls += 1
-                    body = b'{"status":"success","message":"Your masking unset"}'
-                    connection.sendall(
-                        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body)
-                    )
-            except OSError:
-                raw.close()
-
-    def close(self) -> None:
-        self._listener.close()
-
-
-def test_tls_is_verified(start: Callable[..., Stack], tmp_path: Path) -> None:
-    """Unknown issuer, wrong name, expired: no call. With the right authority: a call."""
-    import datetime
-
-    ours, theirs = trustme.CA(), trustme.CA()
-    authority = tmp_path / "ca.pem"
-    ours.cert_pem.write_to_path(str(authority))
-    past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
-    cases = [
-        (ours.issue_cert("127.0.0.1"), True), (theirs.issue_cert("127.0.0.1"), False), (ours.issue_cert("other.example"), False),
-        (ours.issue_cert("127.0.0.1", not_after=past), False),
-    ]  # fmt: skip
-    stack = start(upstream=f'ca_file = "{authority}"')
-    plain = stack.config.read_text()
-    for certificate, good in cases:
-        vendor = TlsVendor(certificate)
-        stack.gateway.stop()
-        stack.config.write_text(plain.replace(stack.sandbox_url, f"https://127.0.0.1:{vendor.port}"))
-        stack.start_gateway()
-        answer = stack.unset(m1="9876543210")
-        vendor.close()
-        if good:
-            assert answer.status_code == 200, answer.text
-        else:
-            body = assert_refused(answer, 502, "upstream_tls_failed")
-            assert stack.records(body["request_id"])[-1]["result"] == "refused"
-        assert vendor.calls == int(good)
