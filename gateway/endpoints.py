@@ -90,7 +90,11 @@ class Unset:
             await self._answer(send, headers, reply, [(b"connection", b"close")])
             return
         arrival = self._arrival(scope, body, received_at)
-        reply = await self.pipeline.handle(arrival)
+        try:
+            reply = await self.pipeline.handle(arrival)
+        except asyncio.CancelledError:
+            # The drain ran out of time. The trail was told; the server's own answer would have another shape.
+            reply = Reply(arrival.request_id, outcome_of(Refusal(Problem.internal), arrival.request_id))
         # The rest of a body that was cut short must not be read as a second request.
         cut = [(b"connection", b"close")] if len(body) > self.server.body_bytes_max else []
         await self._answer(send, headers, reply, cut)

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -343,9 +342,10 @@ def test_a_gateway_that_stops_while_redis_stalls_leaves_no_intent_open(start: Ca
     stack.records(stack.unset(m1=stack.fresh_numbers()[0]).json()["request_id"])
     stack.redis.process.signal(signal.SIGSTOP)
 
+    answers: list[httpx.Response] = []
+
     def call() -> None:
-        with suppress(httpx.TransportError):
-            stack.unset(m1=stack.fresh_numbers()[0], headers={"X-Request-Id": request_id})
+        answers.append(stack.unset(m1=stack.fresh_numbers()[0], headers={"X-Request-Id": request_id}))
 
     caller = threading.Thread(target=call)
     caller.start()
@@ -356,6 +356,7 @@ def test_a_gateway_that_stops_while_redis_stalls_leaves_no_intent_open(start: Ca
     caller.join()
     until(lambda: not stack.gateway.alive(), what="the gateway ending")
 
+    assert_refused(answers[0], 500, "internal")
     intent, refusal = (record for record in stack.stream() if record["request_id"] == request_id)
     assert (intent["stage"], refusal["stage"]) == ("intent", "refusal")
     assert refusal["intent"] == f"{intent['writer']}-{intent['seq']}"
