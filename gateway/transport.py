@@ -7,13 +7,18 @@ a connection that broke after sending a connect time-out; for us that is the dif
 
 from __future__ import annotations
 
+import asyncio
+import select
 import ssl
 from collections.abc import AsyncIterator
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
+from weakref import WeakSet
 
 import aiohttp
 import httpx
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -64,7 +69,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, ssl=self._verify, keepalive_timeout=self._idle_seconds)
+            connector = _Connector(limit=0, ssl=self._verify, keepalive_timeout=self._idle_seconds)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -80,6 +85,44 @@ class PooledTransport(httpx.AsyncBaseTransport):
         if parts not in self._urls:
             self._urls[parts] = URL(str(url))
         return self._urls[parts]
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A pool that gives no connection out again on which something came since its last answer.
+
+    It would be read as the next call's answer; mostly it is the vendor's goodbye, and a POST sent after it is lost.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._used: WeakSet[ResponseHandler] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's name
+    ) -> Connection:
+        """Return a new connection, or one that was used and is clean."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            assert protocol is not None
+            if protocol not in self._used:
+                self._used.add(protocol)
+                return connection
+            if not protocol.should_close and not _something_came(connection.transport):
+                return connection
+            connection.close()
+
+
+def _something_came(transport: asyncio.Transport | None) -> bool:
+    """Say whether there is something to read that the loop has not read yet; 1.3 µs."""
+    if transport is None:
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _Stream(httpx.AsyncByteStream):
