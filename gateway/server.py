@@ -136,6 +136,13 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._gathered > self.bounds.header_bytes_max:
             self.refuse(Problem.headers_too_large)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the way back open for the answers to what was asked whole: who has said all may still listen."""
+        if self._refused or self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            return False
+        self.cycle.keep_alive = False
+        return True
+
     def on_message_begin(self) -> None:
         """Begin a head: count anew, and start the clock unless it runs."""
         self._begin_head()

@@ -637,20 +637,6 @@ def test_callers_that_hang_up_at_once_leave_whole_stories(stack: Stack) -> None:
     assert len([call for call in stack.vendor_calls() if m1 not in call["body"]]) == len(begun)
 
 
-def test_a_half_closed_caller_is_answered(stack: Stack) -> None:
-    """A client that has said all it will say may still listen."""
-    import socket
-
-    m1, m2 = stack.masked()
-    with Wire(stack.host, stack.port) as wire:
-        wire.send(post(json.dumps({"m1": m1, "m2": m2}).encode(), authorised(stack)))
-        wire.socket.shutdown(socket.SHUT_WR)
-        answer = wire.answer()
-
-    assert answer is None or answer.status == 200
-    assert until(lambda: any(m1 in call["body"] for call in stack.vendor_calls()), what="the call")
-
-
 def test_guessing_keys_takes_the_same_time(stack: Stack) -> None:
     """Known and unknown key ids with a wrong secret: medians within noise of each other."""
     from statistics import median
