@@ -154,6 +154,7 @@ def test_a_rate_is_never_rounded_up(text: str) -> None:
         ({"accounts": {}}, "accounts"),
         ({"upstream": {"read_timeout_ms": 30_000}}, "upstream.read_timeout_ms"),
         ({"upstream": {"total_timeout_ms": 60_000}}, "server.drain_seconds"),
+        ({"server": {"lame_duck_seconds": 9}}, "server.drain_seconds"),
         ({"audit": {"pseudonym_keys": {"k1": {"env": "K"}}}}, "audit.pseudonym_keys"),
         ({"audit": {"pseudonym_keys": {"k 0": {"env": "K"}}}}, "audit.pseudonym_keys"),
         ({"audit": {"pseudonym_keys": {"k0": "secret"}}}, "audit.pseudonym_keys"),
