@@ -18,6 +18,9 @@ from gateway.errors import Problem, Refusal
 FAILURES: Final = frozenset(
     (
         Problem.upstream_unreachable,
+        Problem.upstream_tls_expired,
+        Problem.upstream_tls_wrong_host,
+        Problem.upstream_tls_untrusted,
         Problem.upstream_tls_failed,
         Problem.upstream_timeout,
         Problem.upstream_broken,

@@ -38,9 +38,9 @@ def vendor() -> Iterator[ScriptedVendor]:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, vendor: ScriptedVendor) -> Iterator[Stack]:
-    """A gateway with two connections to the vendor: one that does not come back is missed soon."""
+    """A gateway with two connections to the vendor, so that one that does not come back is missed soon, and no breaker."""
     account = f'[accounts.{ACCOUNT}]\nbrand = "http://127.0.0.1:{vendor.port}"\n[accounts.{ACCOUNT}.primary]\nssid = {{ env = "VENDOR_SSID" }}'
-    with Stack(tmp_path_factory.mktemp("hostile"), upstream="connections_max = 2", more=account) as running:
+    with Stack(tmp_path_factory.mktemp("hostile"), upstream="connections_max = 2\nbreaker_calls = 0", more=account) as running:
         yield running
         running.assert_alive()
 
@@ -186,7 +186,7 @@ def test_what_came_is_seen_before_the_loop_has_read_it(surplus: Callable[[Line, 
         return body
 
     async def twice(port: int) -> list[bytes]:
-        transport = PooledTransport(connections_max=1, idle_seconds=4)
+        transport = PooledTransport(idle_seconds=4)
         first = await asked(transport, port)
         told.set()
         sent.wait(10)  # And the loop does nothing.
