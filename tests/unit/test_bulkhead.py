@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from gateway.bulkhead import Breaker, Bulkhead, Place, State
+from gateway.bulkhead import FAILURES, Breaker, Bulkhead, Place, State
 from gateway.errors import Problem, Refusal
 
 
@@ -233,3 +233,8 @@ def test_a_probe_that_gives_up_makes_room() -> None:
         assert one.breaker.state == "half-open"
 
     in_loop(work)
+
+
+def test_every_fault_of_tls_is_the_vendors() -> None:
+    """Whatever is wrong with the certificate, no call is made for a while."""
+    assert {problem for problem in Problem if problem.slug.startswith("upstream_tls_")} <= FAILURES
