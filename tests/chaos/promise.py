@@ -100,11 +100,14 @@ def assert_kept(records: Iterable[Row], calls: Iterable[Row], answers: Iterable[
             ends[record["intent"]].append(record)
         summed += record.get("count", 1) - 1
         seen[record["stage"]] += 1
-    assert [name for name, count in identities.items() if count > 1] == [], "two records under one identity"
+    twice = [name for name, count in identities.items() if count > 1]
+    assert twice == [], f"two records under one identity: {twice[:5]}"
     open_ = [intent for name, intent in intents.items() if name not in ends]
-    assert open_ == [], "intents that nothing closes"
-    assert [found for name, found in ends.items() if len(found) > 1] == [], "intents that were closed twice"
-    assert [found for name, found in ends.items() if name not in intents] == [], "what closes an intent there is not"
+    assert open_ == [], f"intents that nothing closes: {open_[:5]}"
+    closed_twice = [found for found in ends.values() if len(found) > 1]
+    assert closed_twice == [], f"intents that were closed twice: {closed_twice[:5]}"
+    closing_nothing = [found for name, found in ends.items() if name not in intents]
+    assert closing_nothing == [], f"what closes an intent there is not: {closing_nothing[:5]}"
 
     by_expiry = defaultdict(list)
     for name, intent in intents.items():
