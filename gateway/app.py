@@ -27,19 +27,21 @@ from gateway.config import SecretReference, Settings
 from gateway.credentials import Exchange
 from gateway.endpoints import Check, Fallback, Health, Unset, describe
 from gateway.errors import Refusal
+from gateway.idempotency import Idempotency
 from gateway.identities import Identities
 from gateway.jwks import Jwks, JwksSettings
 from gateway.keys import KeyEntry, KeyVersion
 from gateway.ledger.connect import Connection, connect
 from gateway.ledger.journal import Bounds, Journal
 from gateway.ledger.registry import KeyRegistry
-from gateway.ledger.store import Away, RedisLedger, Serving
+from gateway.ledger.store import Away, Claims, RedisLedger, Serving
 from gateway.metrics import FOLDER_VARIABLE, Metrics
 from gateway.model import SLOTS, UNSET_PATH, Secret
 from gateway.numbers import Pseudonyms
 from gateway.openapi import describe_api
 from gateway.pipeline import Pipeline
 from gateway.proving import Prover
+from gateway.retries import Retries
 from gateway.routing import Router
 from gateway.slots import Slots
 from gateway.telemetry import Logger, LogObserver, make_logger
@@ -52,6 +54,8 @@ _PSEUDONYM_KEY_MIN = 32
 _JWKS_SECONDS = 5.0
 _PAUSE_SECONDS = 1.0
 _PLACE_LONGER_MS = 1000
+_LONGER_US = 5_000_000
+"""What a call takes beside its tries: to be admitted, and to be recorded."""
 
 
 class Application(Starlette):
@@ -116,8 +120,9 @@ def create_app(
         authenticator=make_authenticator(settings),
         router=Router({name: account.services for name, account in settings.accounts.items()}),
         validator=Validator(settings.validation),
+        idempotency=Idempotency(pseudonyms),
         accounts=accounts,
-        calling=Calling(Exchange(settings.upstream.number_format), observer, clock, time.monotonic),
+        calling=Calling(Exchange(settings.upstream.number_format), make_retries(settings), observer, clock, time.monotonic),
         clock=clock,
     )
 
@@ -193,6 +198,12 @@ def make_policies(settings: Settings, account: str, pseudonyms: Pseudonyms) -> P
     return Policies(settings.policies, account, pseudonyms, settings.upstream.longest_ms + _PLACE_LONGER_MS)
 
 
+def make_retries(settings: Settings) -> Retries:
+    """Return how calls are tried again."""
+    jitter = secrets.SystemRandom().random
+    return Retries(settings.upstream.retries, settings.upstream.longest_ms / 1000, jitter)
+
+
 def make_prover(settings: Settings, name: str, account: Account) -> Prover:
     """Return what proves the credentials of one vendor account."""
     return Prover(name, account, Exchange(settings.upstream.number_format), time.time, lambda: secrets.token_hex(16))
@@ -239,6 +250,7 @@ def make_ledger(
         time.time,
         alarm,
         serving,
+        Claims(settings.idempotency.keep_hours * 3_600_000, settings.upstream.longest_ms * 1000 + _LONGER_US),
     )
 
 

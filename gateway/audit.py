@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -90,7 +90,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     credential: str | None = None
     """Version of the vendor credential used, never its value."""
     attempt: int = 1
-    """2 where the vendor had rejected the first credential and the other one was tried."""
+    """2 and more where the vendor had rejected the credential, or was not reached, or did not answer, and it was tried again."""
     policy: str | None = None
     """The policy that refused, or that was changed."""
     limits: str | None = None
@@ -114,6 +114,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Of a writer that opens: the gateway's version."""
     config: str | None = None
     """Of a writer that opens: digest of its settings, without secrets."""
+    repeats: str | None = None
+    """`writer-seq` of the intent whose call was made before under the same idempotency key."""
     count: int = 1
     """How many refusals of one kind it stands for, in a flood of them; times and ids are the first one's."""
     retry_after_seconds: int | None = None
@@ -167,6 +169,10 @@ def chained(record: bytes) -> bytes:
 
 _TOLD = re.compile(r"([^:=]+)(?::(m1|m2|mask))?=(\d+)/(\d+)([!?]?)(\d*)")
 _FIELDS = frozenset(("m1", "m2", "mask", "expiry_time", "expiry_duration", "ssid", "userId", "token"))
+
+
+REPLAYED: Final = "answer_replayed"
+"""Stands where a problem's slug stands, for a call that was made before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +229,10 @@ class Auditor:
         self._conclude(record, arrival, outcome, ended_at)
         return record
 
+    def replayed(self, record: Record) -> None:
+        """Make a refusal tell that the answer to an earlier call was given again: nobody was denied anything."""
+        record.decision, record.problem = "allowed", REPLAYED
+
     def _blank(
         self, stage: Literal["intent", "outcome", "refusal"], arrival: Arrival, caller: Caller | None, at: float
     ) -> Record:
@@ -260,6 +270,7 @@ class Auditor:
         record.upstream_status = outcome.upstream_status
         record.retry_after_seconds = outcome.retry_after_seconds
         record.error = _text(outcome.facts.get("error"))
+        record.repeats = _text(outcome.facts.get("repeats"))
         record.duration_ms = round((ended_at - arrival.received_at) * 1000, 3)
 
 

@@ -1,12 +1,15 @@
-"""An admitted call is made: with the active credential, and once more with the other where the vendor rejects the first.
+"""An admitted call is made: once more with the other credential where the vendor rejects the first, or where it was not reached.
 
-A rejected call did nothing, so it may be made again; to the account's quota and to the trail it is then a second call.
+What did nothing, or does no more when it is done twice, may be made again; to the account's quota and to the trail each try is
+a call of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gateway.admission import Live, Policies
@@ -20,8 +23,10 @@ from gateway.model import (
     Attempt,
     Call,
     Charge,
+    Once,
     Outcome,
     Outdated,
+    Repeated,
     Slot,
     UpstreamAnswer,
     UpstreamRequest,
@@ -29,8 +34,11 @@ from gateway.model import (
     Verdict,
 )
 from gateway.normalisation import normalise, outcome_of
+from gateway.retries import Budget, Retries, worth_another_try
 from gateway.slots import Slots, is_rejection, shows_acceptance
 
+_HURRIED = 0.8
+"""Share of a caller's time; a try that took more of it was ended by the caller's time, or nearly."""
 _NOBODYS = "none"
 """Request id of a change that no one request asked for."""
 
@@ -40,10 +48,10 @@ class Ledger(Protocol):
 
     async def admit(
         self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None, live: Live
-    ) -> Admission | Verdict | Outdated:
+    ) -> Admission | Verdict | Outdated | Repeated:
         """Charge every limit and record the intent, or neither.
 
-        Returns the admission, the verdict that refused, or what changed since the call was decided.
+        Returns the admission, the verdict that refused, what changed since the call was decided, or that it was made before.
         Raises: Refusal `ledger_unavailable`, `signature_replayed`.
         """
 
@@ -53,8 +61,8 @@ class Ledger(Protocol):
     async def live(self) -> Live:
         """Return what was changed of the limits. Raises: Refusal `ledger_unavailable`."""
 
-    def settle(self, record: Record, held: Held | None = None) -> None:
-        """Take an outcome or a refusal to be recorded, and the call's places back; no caller waits, and nothing is lost."""
+    def settle(self, record: Record, held: Held | None = None, claimed: Claimed | None = None) -> None:
+        """Take what closes a call to be recorded, and its places and its key back; no caller waits, and nothing is lost."""
 
     @property
     def down(self) -> bool:
@@ -72,8 +80,8 @@ class Ledger(Protocol):
 class Upstream(Protocol):
     """The vendor's API."""
 
-    async def forward(self, request: UpstreamRequest) -> UpstreamAnswer:
-        """Send one request. Raises: Refusal for every way of getting no answer."""
+    async def forward(self, request: UpstreamRequest, within_seconds: float = math.inf) -> UpstreamAnswer:
+        """Send one request, and wait no longer. Raises: Refusal for every way of getting no answer."""
 
 
 class Vault(Protocol):
@@ -106,6 +114,16 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Claimed:
+    """The idempotency key that a call claimed, and what becomes of it."""
+
+    once: Once
+    """With its owner."""
+    answer: bytes
+    """To be given again; empty: the key is free."""
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """Everything of one account at the vendor; what befalls one does not touch another."""
 
@@ -116,10 +134,11 @@ class Account:
     slots: Slots
     upstream: Upstream
     bulkhead: Bulkhead
+    retries_left: Budget = field(default_factory=Budget)
 
     async def ask(
         self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, at: float
-    ) -> Admission | Verdict | Outdated:
+    ) -> Admission | Verdict | Outdated | Repeated:
         """Put a call to the ledger, whichever slot is active; an intent that is not admitted is withdrawn.
 
         `at`: Unix seconds. Raises: Refusal `ledger_unavailable`.
@@ -130,7 +149,8 @@ class Account:
             self.withdraw(intent, error.problem.slug if isinstance(error, Refusal) else Problem.internal.slug, at)
             raise
         if not isinstance(answer, Admission):
-            self.withdraw(intent, "decided_anew" if isinstance(answer, Outdated) else Problem.quota_exceeded.slug, at)
+            refused = Problem.quota_exceeded if isinstance(answer, Verdict) else Problem.idempotency_running
+            self.withdraw(intent, "decided_anew" if isinstance(answer, Outdated) else refused.slug, at)
         return answer
 
     def withdraw(self, intent: Record, why: str, at: float) -> None:
@@ -159,6 +179,10 @@ class Made:
     credential: VendorCredential
     held: Held
     place: Place
+    ends_at: float | None = None
+    """Unix seconds at which the caller stops waiting; None: it did not say."""
+    until: float = math.inf
+    """Seconds of the monotonic clock at which it is over, with all its tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +190,7 @@ class Calling:
     """Makes admitted calls."""
 
     exchange: Exchange
+    retries: Retries
     observer: Observer
     clock: Callable[[], float]
     """Unix seconds."""
@@ -176,20 +201,65 @@ class Calling:
         """Return the outcome of a call the vendor carried out.
 
         `still_good(epoch)` returns the epoch of the keys, that one or later, by which the caller may still call, or None.
-        Raises: Refusal for everything else; of two tries the second's, where there was one.
+        Raises: Refusal for everything else; of several tries the last one's, or, where that one did nothing, the one's of which
+        nobody knows whether it did.
         """
+        began = self.now()
+        made.until = began + self.retries.longest_seconds
+        if made.ends_at is not None:
+            made.until = min(made.until, began + made.ends_at - self.clock())
+        made.account.retries_left.earn()
+        doubtful: Refusal | None = None
+        retried = 0
+        while True:
+            try:
+                return await self._try(arrival, made, still_good)
+            except Refusal as refusal:
+                result = refusal.problem.value.result
+                if result == "unknown":
+                    doubtful = refusal
+                if not await self._try_again(arrival, made, refusal, retried, self.now() - began, still_good):
+                    # "It was not made" would be true of the last try alone.
+                    raise (doubtful if doubtful is not None and result == "refused" else refusal) from None
+            retried, began = retried + 1, self.now()
+
+    async def _try(self, arrival: Arrival, made: Made, still_good: StillGood) -> Outcome:
         try:
             return await self._forward(arrival, made)
         except Refusal as refusal:
             return await self._second_chance(arrival, made, refusal, still_good)
 
+    async def _try_again(
+        self, arrival: Arrival, made: Made, refusal: Refusal, retried: int, took_seconds: float, still_good: StillGood
+    ) -> bool:
+        """Wait, then charge and record one more try, and put it in the place of the last; say whether it may be made."""
+        if retried == self.retries.most or not worth_another_try(refusal.problem, made.call):
+            return False
+        if made.account.bulkhead.breaker.state != "closed":
+            return False
+        pause = self.retries.pause_seconds(retried)
+        # One that takes as long as the last would not end in time.
+        if self.now() + pause + took_seconds >= made.until or not made.account.retries_left.spend(self.now()):
+            return False
+        await asyncio.sleep(pause)
+        try:
+            return await self._admit_again(arrival, made, made.credential, refusal, still_good)
+        except Refusal:  # Not to be recorded now, so not to be made.
+            return False
+
     async def _forward(self, arrival: Arrival, made: Made) -> Outcome:
+        began = self.now()
+        left = made.until - began
+        if left <= 0:
+            raise Refusal(Problem.deadline_passed)
         request = self.exchange.exchange(made.admission, made.credential)
         try:
-            answer = await made.account.upstream.forward(request)
+            answer = await made.account.upstream.forward(request, left)
             outcome = normalise(answer, request, made.call, arrival.request_id)
         except Refusal as refusal:
-            made.place.told(refusal.problem)
+            # A vendor does not fail where a caller gives it no time.
+            if made.ends_at is None or self.now() - began < left * _HURRIED:
+                made.place.told(refusal.problem)
             if shows_acceptance(refusal.problem):
                 self._accepted(made.account, made.call, made.credential)
             raise
@@ -229,17 +299,18 @@ class Calling:
         refusal: Refusal,
         still_good: StillGood,
     ) -> bool:
-        """Charge and record a second try, and put it in the place of the first; say whether it may be made."""
+        """Charge and record one more try, and put it in the place of the last; say whether it may be made."""
         account = made.account
-        attempt = Attempt(2, other.slot, other.version)
-        # The nonce was spent by the first try.
-        unsigned = replace(made.call, caller=replace(made.call.caller, nonce=None))
+        attempt = Attempt(made.attempt.number + 1, other.slot, other.version)
+        # The nonce was spent by the first try, and the key is this call's already.
+        once = replace(made.call.once, owner=made.held.holder) if made.call.once is not None else None
+        unsigned = replace(made.call, caller=replace(made.call.caller, nonce=None), once=once)
         epoch = await still_good(0)
         while epoch is not None:
             intent = account.auditor.intent(arrival, made.call, attempt)
             charges = account.policies.draw_again(made.call.caller.principal, made.call.operation)
             answer = await account.ask(unsigned, charges, intent, epoch, self.clock())
-            if isinstance(answer, Verdict):
+            if isinstance(answer, Verdict | Repeated):
                 return False
             if isinstance(answer, Admission):
                 self.observer.recorded(intent)

@@ -394,11 +394,14 @@ class Upstream:
     )
     probe_seconds: int = _s("pause between the calls that prove credentials anew while all are rejected", _between(1, 3600), 5)
     command_seconds: int = _s("how often a credential's command is run again", _between(1, 86_400), 300)
+    retries: int = _s(
+        "further tries of a call that did not reach the vendor, or does no more when it is made twice", _between(0, 10), 1
+    )
     ca_file: str = _s("certificate authorities for the vendor; empty: the system's", _text, "")
 
     @property
     def longest_ms(self) -> int:
-        """The longest a call may take, with its second try."""
+        """The longest a call may take, with all its tries."""
         return 2 * (self.pool_timeout_ms + self.total_timeout_ms)
 
 
@@ -411,6 +414,13 @@ class Validation:
     both_expiry_fields: str = _s(
         "what becomes of a call with expiry_time and expiry_duration", _one_of("forward", "refuse"), "forward"
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """Calls that are asked for again."""
+
+    keep_hours: int = _s("how long an answer is kept for requests with the same `Idempotency-Key`", _between(1, 8760), 24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -596,6 +606,7 @@ class Settings:
     workloads: Mapping[str, Workload] = _tables(Workload)
     validation: Validation = field(default_factory=Validation)
     policies: Mapping[str, Policy] = _tables(Policy)
+    idempotency: Idempotency = field(default_factory=Idempotency)
     audit: Audit = field(default_factory=Audit)
     log: Log = field(default_factory=Log)
 

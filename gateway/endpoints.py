@@ -32,11 +32,11 @@ _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!
 _CORS_METHODS: Final = b"POST, OPTIONS"
 _CORS_HEADERS: Final = (
     b"Authorization, X-API-Key, X-Gateway-Account, X-Request-Id, Content-Type, traceparent, "
-    b"Content-Digest, Signature, Signature-Input"
+    b"Content-Digest, Signature, Signature-Input, Idempotency-Key, X-Request-Timeout-Ms"
 )
 _EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 _SIGNED: Final = frozenset((b"signature", b"signature-input"))
-_CORS_EXPOSED: Final = b"X-Request-Id, RateLimit, RateLimit-Policy, Retry-After"
+_CORS_EXPOSED: Final = b"X-Request-Id, RateLimit, RateLimit-Policy, Retry-After, Idempotency-Replayed"
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -119,7 +119,7 @@ class Unset:
         headers: Pairs = scope["headers"]
         authorization: list[str] = []
         api_keys: list[str] = []
-        traceparent = account = None
+        traceparent = account = idempotency_key = timeout_ms = None
         signed = False
         for name, value in headers:
             if name == b"authorization":
@@ -133,6 +133,10 @@ class Unset:
                 account = value.decode("latin-1") if account is None else ""
             elif name in _SIGNED:
                 signed = True
+            elif name == b"idempotency-key":
+                idempotency_key = value.decode("latin-1") if idempotency_key is None else ""
+            elif name == b"x-request-timeout-ms":
+                timeout_ms = value.decode("latin-1") if timeout_ms is None else ""
         return Arrival(
             request_id(headers),
             received_at,
@@ -143,6 +147,8 @@ class Unset:
             self._source(scope),
             account,
             self._message(scope) if signed else None,
+            idempotency_key,
+            timeout_ms,
         )
 
     def _source(self, scope: Scope) -> str:
@@ -185,6 +191,8 @@ class Unset:
             answer.extend(_rate_limit(reply.verdict.meters))
         if outcome.retry_after_seconds is not None:
             answer.append((b"retry-after", b"%d" % outcome.retry_after_seconds))
+        if reply.replayed:
+            answer.append((b"idempotency-replayed", b"true"))
         if outcome.status == 401:
             answer.append((b"www-authenticate", b'Bearer realm="masking-gateway"'))
         await _send(send, outcome.status, answer, body)

@@ -91,6 +91,12 @@ class Problem(Enum):
         400, "expiry_time must be Unix seconds or an ISO 8601 time with its zone, e.g. 2030-01-31T18:00:00+05:30.", 1000
     )
     expiry_conflict = _mine(400, "Send 'expiry_time' or 'expiry_duration', not both.", 1000)
+    idempotency_key_malformed = _mine(
+        400, "Idempotency-Key must be 1 to 255 visible ASCII characters, in double quotes or as they are, and be sent once."
+    )
+    request_timeout_malformed = _mine(
+        400, "X-Request-Timeout-Ms must be a whole number of milliseconds from 1 to 600000, and be sent once."
+    )
 
     # HTTP itself
     http_malformed = _mine(400, "This is not a well-formed HTTP/1.1 request.")
@@ -106,6 +112,18 @@ class Problem(Enum):
     method_not_allowed = _mine(405, "This address does not take that method. The call is POST /api/v2/Masking/unset.")
 
     # May it be made now
+    deadline_passed = _mine(
+        504, "The time you were going to wait was over before the call was made, so it was not made.", retry=True
+    )
+    idempotency_running = _mine(409, "The call with this Idempotency-Key is still being made. Ask again shortly.", retry=True)
+    idempotency_unknown = _mine(
+        409,
+        "The call with this Idempotency-Key was made before, and nobody knows whether the vendor acted. It is not made again, "
+        "since minutes from now would be counted anew. Look at the masking, then send what is still wanted under a new key.",
+    )
+    idempotency_mismatch = _mine(
+        422, "This Idempotency-Key was used for another call. Send a new key with each call, and the same one with its retries."
+    )
     quota_exceeded = _mine(429, "A quota is used up. Try again after the time in 'retry_after'.", retry=True)
     ledger_unavailable = _mine(503, "The call could not be recorded, so it was not made. Try again shortly.", retry=True)
     internal = _mine(500, "The gateway failed. Tell its operators the request id.", retry=True, result="unknown")

@@ -100,6 +100,10 @@ class Arrival:
     """The vendor account asked for by `X-Gateway-Account`, or None."""
     message: SignedMessage | None = field(default=None, repr=False)
     """What a signature may cover; None where none was sent."""
+    idempotency_key: str | None = field(default=None, repr=False)
+    """`Idempotency-Key`; empty where it was sent twice, None where it was not sent."""
+    timeout_ms: str | None = None
+    """`X-Request-Timeout-Ms`; the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,18 @@ class PhoneNumber:
 
 
 @dataclass(frozen=True, slots=True)
+class Once:
+    """What an idempotency key makes of a call: one that is made once, however often it is asked for."""
+
+    name: str
+    """32 hex digits of SHA-256 over service and key: a key is one service's own, and may hold anything."""
+    fingerprint: str
+    """32 hex digits; equal for equal calls, and made of pseudonyms, never of a number."""
+    owner: str = ""
+    """`writer-seq` of the call's first intent, which claimed the key; empty where none did yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """An authenticated and validated operation on one vendor account."""
 
@@ -170,6 +186,13 @@ class Call:
     """Unix seconds, or None when not given."""
     expiry_duration: int | None = None
     """Minutes; negative ends the masking at once; None when not given."""
+    once: Once | None = None
+    """None where the caller sent no idempotency key."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether made twice it does what it does once: it ends the masking, or names an instant, and not minutes from now."""
+        return self.expiry_duration is None or self.expiry_duration < 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # made once and drawn on by many calls, it is told apart by identity
@@ -267,6 +290,18 @@ class Outdated:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeated:
+    """The ledger's word that a call was asked for before under its idempotency key. Nothing was charged."""
+
+    standing: Literal["answered", "running", "unknown", "mismatch"]
+    """What became of the call that was made under the key; `mismatch`: it is another one."""
+    intent: str
+    """`writer-seq` of that call's last intent."""
+    answer: bytes = field(default=b"", repr=False)
+    """As it was kept; empty where none was."""
+
+
+@dataclass(frozen=True, slots=True)
 class VendorCredential:
     """What the vendor wants of us. Either `ssid`, or `user_id` with `token`: its documentation forbids both forms."""
 
@@ -285,7 +320,7 @@ class Attempt:
     """One try at the vendor, as records name it."""
 
     number: int
-    """1, or 2 where the vendor had rejected the first credential."""
+    """1; more where the vendor had rejected the first credential, or was not reached."""
     slot: Slot
     version: str
 
@@ -340,3 +375,5 @@ class Reply:
     request_id: str
     outcome: Outcome
     verdict: Verdict | None = None
+    replayed: bool = False
+    """Whether it is the answer to an earlier request under the same idempotency key."""

@@ -30,13 +30,7 @@ def normalise(answer: UpstreamAnswer, request: UpstreamRequest, call: Call, requ
     status = str(said.get("status", said.get("msg", ""))).lower()
     message = _scrubbed(said.get("message", said.get("msg_text")), request.scrub)
     if status == "success" and 200 <= answer.status < 300:
-        body = {
-            "status": "success",
-            "message": message or "Your masking unset",
-            "request_id": request_id,
-            "operation": call.operation,
-        }
-        return Outcome(200, "success", body, "answered", "vendor", upstream_status=answer.status)
+        return carried_out(message, call.operation, request_id, answer.status)
     code = _code(said.get("code"))
     if status != "error" and code is None:
         raise _without_words(answer)
@@ -48,6 +42,17 @@ def normalise(answer: UpstreamAnswer, request: UpstreamRequest, call: Call, requ
         upstream_status=answer.status,
         retry_after_seconds=_retry_after(answer) if problem.value.retryable else None,
     )
+
+
+def carried_out(message: str | None, operation: str, request_id: str, upstream_status: int | None) -> Outcome:
+    """Return the outcome of a call the vendor carried out. `message`: its words; None: those of its documentation."""
+    body = {
+        "status": "success",
+        "message": message or "Your masking unset",
+        "request_id": request_id,
+        "operation": operation,
+    }
+    return Outcome(200, "success", body, "answered", "vendor", upstream_status=upstream_status)
 
 
 def outcome_of(refusal: Refusal, request_id: str) -> Outcome:

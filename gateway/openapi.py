@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from gateway.deadline import TIMEOUT_MS_MAX
 from gateway.errors import Problem
 from gateway.model import OPERATIONS, UNSET_PATH
 from gateway.validation import MINUTES_MAX
@@ -84,16 +85,21 @@ _HEADERS = {
         "schema": {"type": "string"},
     },
     "RateLimit-Policy": {"description": "The quotas.", "schema": {"type": "string"}},
+    "Idempotency-Replayed": {
+        "description": "`true`: it is the answer to an earlier request with the same `Idempotency-Key`, whose id is in the body.",
+        "schema": {"const": "true"},
+    },
     "Retry-After": {"description": "Seconds to wait, at least 1.", "schema": {"type": "integer", "minimum": 1}},
 }
 
 
 def _unset() -> dict[str, Any]:
     shared = {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-Id", "RateLimit", "RateLimit-Policy")}
+    again = {"Idempotency-Replayed": {"$ref": "#/components/headers/Idempotency-Replayed"}}
     responses: dict[str, Any] = {
         "200": {
             "description": "The vendor carried it out.",
-            "headers": shared,
+            "headers": {**shared, **again},
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Success"}}},
         },
     }
@@ -102,10 +108,11 @@ def _unset() -> dict[str, Any]:
         by_status[problem.value.status].append(problem)
     for status, problems in sorted(by_status.items()):
         lines = [f"`{problem.slug}` ({problem.value.origin}): {problem.value.message}" for problem in problems]
-        waits = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}} if status in (429, 503) else {}
+        waits = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}} if status in (409, 429, 503) else {}
+        kept = status < 500 and any(problem.value.origin == "vendor" for problem in problems)
         responses[str(status)] = {
             "description": "\n\n".join(lines),
-            "headers": {"X-Request-Id": shared["X-Request-Id"], **waits},
+            "headers": {"X-Request-Id": shared["X-Request-Id"], **waits, **(again if kept else {})},
             "content": {
                 "application/json": {"schema": {"$ref": "#/components/schemas/Error"}},
                 "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}},
@@ -123,7 +130,21 @@ def _unset() -> dict[str, Any]:
                 "in": "header",
                 "description": "The vendor account, where the service may use several; the first of them if not given.",
                 "schema": {"type": "string"},
-            }
+            },
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "description": "Names the call, so that it is made once: asked for again under the same key, it gets the same "
+                "answer, with `Idempotency-Replayed: true`. 1 to 255 visible ASCII characters, quoted or not; a UUID, say. It is "
+                "the service's own on one account (draft-ietf-httpapi-idempotency-key-header).",
+                "schema": {"type": "string"},
+            },
+            {
+                "name": "X-Request-Timeout-Ms",
+                "in": "header",
+                "description": "How long the caller waits, from the request's arrival; the vendor is waited for no longer.",
+                "schema": {"type": "integer", "minimum": 1, "maximum": TIMEOUT_MS_MAX},
+            },
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Unset"}}}},
         "responses": responses,

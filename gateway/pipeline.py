@@ -7,17 +7,19 @@ This is where a refusal becomes the outcome that is recorded and replied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gateway.admission import refuse_unless_admitted
 from gateway.audit import Record
 from gateway.authentication import Authenticator, Known
 from gateway.bulkhead import Place
-from gateway.calling import Account, Calling, Held, Made
+from gateway.calling import Account, Calling, Claimed, Held, Made
+from gateway.deadline import read_deadline, refuse_if_passed
 from gateway.document import Document, read_document
 from gateway.errors import Problem, Refusal
-from gateway.model import Admission, Arrival, Attempt, Call, Caller, Outcome, Reply, Verdict
+from gateway.idempotency import Idempotency, answer_again, keep
+from gateway.model import Admission, Arrival, Attempt, Call, Caller, Outcome, Repeated, Reply, Verdict
 from gateway.normalisation import outcome_of
 from gateway.routing import Router
 from gateway.validation import Validator
@@ -57,6 +59,8 @@ class _Story:
     made: Made | None = None
     verdict: Verdict | None = None
     refusal: Refusal | None = None
+    replayed: bool = False
+    """Whether the call was made before, so that its answer is given again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class Pipeline:
     authenticator: Authenticator
     router: Router
     validator: Validator
+    idempotency: Idempotency
     accounts: Mapping[str, Account]
     calling: Calling
     clock: Callable[[], float]
@@ -92,7 +97,7 @@ class Pipeline:
             if story.place is not None:
                 story.place.leave()
         self._conclude(arrival, story, outcome)
-        return Reply(arrival.request_id, outcome, story.verdict)
+        return Reply(arrival.request_id, outcome, story.verdict, story.replayed)
 
     def refuse(self, arrival: Arrival, problem: Problem) -> Reply:
         """Return the reply to an arrival that the edge could not take whole."""
@@ -104,7 +109,12 @@ class Pipeline:
 
     async def _carry_out(self, arrival: Arrival, story: _Story) -> Outcome:
         document = read_document(arrival.body, self.body_bytes_max)
-        story.made = await self._admit(arrival, document, story)
+        admitted = await self._admit(arrival, document, story)
+        if isinstance(admitted, Repeated):
+            outcome = answer_again(admitted)
+            story.replayed = True
+            return outcome
+        story.made = admitted
 
         async def still_good(epoch: int) -> int | None:
             """Return the epoch by which the caller may still call: its key may have been revoked since it was admitted."""
@@ -118,16 +128,22 @@ class Pipeline:
 
         return await self.calling.carry_out(arrival, story.made, still_good)
 
-    async def _admit(self, arrival: Arrival, document: Document, story: _Story) -> Made:
+    async def _admit(self, arrival: Arrival, document: Document, story: _Story) -> Made | Repeated:
         """Authenticate, route, validate, charge and record, again from the start when what is known changed meanwhile."""
         for _ in range(_TRIES):
             known = self.identities.known
             epoch = known.registry.epoch
             story.caller = await self._authenticate(arrival, document, known)
             name = self.router.route(arrival, story.caller)
-            account = self.accounts[name]
+            account = self._turn_to(story, self.accounts[name])
             story.call = self.validator.validate(document, story.caller, name)
-            place = await self._place(story, account)
+            once = self.idempotency.once(arrival, story.call)
+            if once is not None:
+                story.call = replace(story.call, once=once)
+            ends_at = read_deadline(arrival)
+            # Before anything is charged or recorded of one that may have to wait.
+            place = story.place = story.place or await account.bulkhead.enter()
+            refuse_if_passed(ends_at, self.clock())
             credential = account.slots.choose(account.vault.loaded)
             attempt = Attempt(1, credential.slot, credential.version)
             charges = account.policies.charges(story.call)
@@ -137,7 +153,10 @@ class Pipeline:
                 story.pending = None
                 story.verdict = answer.verdict
                 self.calling.observer.recorded(intent)
-                return Made(account, story.call, answer, attempt, credential, Held(answer.record_id, answer.held), place)
+                held = Held(answer.record_id, answer.held)
+                return Made(account, story.call, answer, attempt, credential, held, place, ends_at)
+            if isinstance(answer, Repeated):
+                return answer
             if isinstance(answer, Verdict):
                 story.verdict = answer
                 refuse_unless_admitted(answer)
@@ -146,15 +165,13 @@ class Pipeline:
                 await self.identities.reach(answer.epoch)
         raise Refusal(Problem.ledger_unavailable)
 
-    async def _place(self, story: _Story, account: Account) -> Place:
-        """Return a place among the account's calls, before anything is charged or recorded of one that may have to wait."""
+    def _turn_to(self, story: _Story, account: Account) -> Account:
+        """Let what follows be the account's, and give a place of another one back."""
         if story.place is not None and story.account is not account:
             story.place.leave()
             story.place = None
         story.account = account
-        if story.place is None:
-            story.place = await account.bulkhead.enter()
-        return story.place
+        return account
 
     def _intent(self, story: _Story, intent: Record) -> Record:
         """Return the intent to be put to the ledger: the one that stands in the trail already, where it says the same."""
@@ -186,14 +203,30 @@ class Pipeline:
             record = auditor.refusal(
                 arrival, story.caller, story.call, outcome, story.refusal, story.verdict, ended_at, story.pending
             )
+            if story.replayed:
+                auditor.replayed(record)
         if story.caller is not None:
             self.identities.used(story.caller, arrival.received_at)
-        story.account.ledger.settle(record, story.made.held if story.made is not None else None)
+        story.account.ledger.settle(record, story.made.held if story.made is not None else None, _claimed(story, outcome))
         self.calling.observer.recorded(record)
 
     def _story(self) -> _Story:
         # Until the caller's account is known, what is refused stands in the trail of the first.
         return _Story(next(iter(self.accounts.values())))
+
+
+def _claimed(story: _Story, outcome: Outcome) -> Claimed | None:
+    """Return what becomes of the key that a call claimed, or may have claimed; None: nothing, or it stands as it is."""
+    if story.call is None or story.call.once is None:
+        return None
+    if story.made is not None:
+        answer, owner = keep(outcome), story.made.held.holder
+    elif story.pending is not None and story.pending.seq >= 0:
+        # It was not admitted as far as is known here; an answer of Redis that did not come may say otherwise.
+        answer, owner = b"", story.pending.id
+    else:
+        return None
+    return Claimed(replace(story.call.once, owner=owner), answer) if answer is not None else None
 
 
 def _broken(story: _Story, arrival: Arrival, error: BaseException) -> Outcome:

@@ -7,6 +7,7 @@ the connection stands can have reached the vendor, everything after it may have.
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from functools import lru_cache, partial
 from typing import Final
@@ -44,6 +45,7 @@ _TLS_PROBLEMS: Final = {
     **dict.fromkeys((2, 18, 19, 20, 21), Problem.upstream_tls_untrusted),
 }
 """By OpenSSL's code of what was wrong with a certificate, X509_V_ERR_…; the rest is `upstream_tls_failed`."""
+_CONNECTED_BY: Final = 0.9
 
 
 class HttpUpstream:
@@ -69,8 +71,8 @@ class HttpUpstream:
             }
         }
 
-    async def forward(self, request: UpstreamRequest) -> UpstreamAnswer:
-        """Return the vendor's answer, read to its end or to the bound.
+    async def forward(self, request: UpstreamRequest, within_seconds: float = math.inf) -> UpstreamAnswer:
+        """Return the vendor's answer, read to its end or to the bound; wait for it no longer than that and the settings say.
 
         Raises: Refusal `upstream_unreachable`, `upstream_tls_…`, `upstream_busy`, `upstream_timeout`, `upstream_broken`.
         """
@@ -81,10 +83,10 @@ class HttpUpstream:
             self._url,
             headers=self._headers_of(len(request.body)),
             stream=httpx.ByteStream(request.body),
-            extensions=self._extensions,
+            extensions=self._extensions if within_seconds >= self._total_seconds else self._hurried(within_seconds),
         )
         try:
-            async with asyncio.timeout(self._total_seconds):
+            async with asyncio.timeout(min(self._total_seconds, within_seconds)):
                 return await self._answer(outgoing)
         except TimeoutError:
             raise Refusal(Problem.upstream_timeout) from None
@@ -94,6 +96,11 @@ class HttpUpstream:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
+
+    def _hurried(self, seconds: float) -> dict[str, dict[str, float]]:
+        """Return time-outs by which connecting ends before the time does: then it is known that the call was not made."""
+        timeouts, most = self._extensions["timeout"], seconds * _CONNECTED_BY
+        return {"timeout": {**timeouts, "connect": min(timeouts["connect"], most), "pool": min(timeouts["pool"], most)}}
 
     async def _answer(self, outgoing: httpx.Request) -> UpstreamAnswer:
         answer = await self._transport.handle_async_request(outgoing)

@@ -1,13 +1,17 @@
 -- Records the intent; then charges every limit and spends the nonce, or neither. Times: integer microseconds of Redis' clock.
 -- KEYS: tips, audit stream, epoch of the keys, active slot, version of the limits, open intents, nonce, then each limit,
--- followed by where it is kept which of the call's numbers were touched.
+-- followed by where it is kept which of the call's numbers were touched; last the claim of the idempotency key, where there is one.
 -- ARGV: writer, how the record is sent, seq, prev, hash, record, its id, epoch, slot and version the call was decided by (slot
 -- '', version '*' for any), until when that version holds (0: for good), what stays open, milliseconds the nonce is kept (0:
 -- there is none), figures of each limit in MessagePack: shadow (0, 1), interval, tolerance, milliseconds a number counts as
 -- touched, how many there are to look at; an interval of 0 counts calls under way: their most in place of the tolerance, then
--- milliseconds a place is kept.
+-- milliseconds a place is kept. Of an idempotency key: the call's fingerprint, the claim's owner ('': this intent), whether a
+-- call of which nobody knows how it ended may be made again (0, 1), milliseconds a claim is kept, microseconds that no call lasts.
 -- Returns {status, now, figure of each limit}: 'admitted' with what it became, 'denied' with what it was, a time or the
--- calls under way, negative where the limit refused; 'replayed'; {'outdated', epoch, slot, version}; what append.lua says.
+-- calls under way, negative where the limit refused; 'replayed'; {'outdated', epoch, slot, version}; {'repeated', how the call of
+-- that key stands, its intent, its answer}; what append.lua says.
+-- A claim is kept as `fingerprint owner intent instant answer`: by its owner a call knows its own, by the intent of its last try
+-- whether it is still being made; the answer is empty until there is one.
 local FIRST = 8
 local behind = append_first()
 if behind then return behind end
@@ -22,6 +26,22 @@ if epoch > tonumber(ARGV[8]) or (ARGV[9] ~= '' and ARGV[9] ~= slot) or (ARGV[10]
 end
 local nonce = ARGV[13] ~= '0' and KEYS[7]
 if nonce and redis.call('EXISTS', nonce) == 1 then return {'replayed'} end
+local claim = ARGV[15] and KEYS[#KEYS]
+if claim then
+  local of, owner, intent, at, answer = string.match(redis.call('GET', claim) or '', '^(%x+) (%S+) (%S+) (%d+) (.*)$')
+  if of and owner ~= ARGV[16] then
+    if of ~= ARGV[15] then return {'repeated', 'mismatch', intent, ''} end
+    if answer ~= '' then
+      if nonce then redis.call('SET', nonce, '1', 'PX', ARGV[13]) end
+      return {'repeated', 'answered', intent, answer}
+    end
+    -- An intent that a process left open when it died is closed by its heir; where there is none, by the time.
+    if redis.call('HEXISTS', KEYS[6], intent) == 1 and now - at < tonumber(ARGV[19]) then
+      return {'repeated', 'running', intent, ''}
+    end
+    if ARGV[17] == '0' then return {'repeated', 'unknown', intent, ''} end
+  end
+end
 local limits, status, key = {cmsgpack.unpack(ARGV[14])}, 'admitted', FIRST
 local function keep(at_key, at, interval, burst)
   -- %.0f: Lua would write large numbers as 1.7e+15.
@@ -76,6 +96,10 @@ for i, limit in ipairs(limits) do
 end
 if status == 'admitted' then
   if nonce then redis.call('SET', nonce, '1', 'PX', ARGV[13]) end
+  if claim then
+    local owner = ARGV[16] ~= '' and ARGV[16] or ARGV[7]
+    redis.call('SET', claim, string.format('%s %s %s %.0f ', ARGV[15], owner, ARGV[7], now), 'PX', ARGV[18])
+  end
   redis.call('HSET', KEYS[6], ARGV[7], string.format('%.0f', now) .. ' ' .. ARGV[12])
 end
 return {status, now, unpack(figures)}

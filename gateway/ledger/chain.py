@@ -11,6 +11,18 @@ from gateway.audit import Head, Record, chained
 _read_head = msgspec.json.Decoder(Head).decode
 
 
+class Claim(NamedTuple):
+    """What becomes of the claim on an idempotency key when a record closes the intent of its call."""
+
+    name: str
+    """Where it is kept."""
+    owner: str
+    """Id of the intent that laid it; empty: that of the last try, which is closed. Another call's claim is left alone."""
+    answer: bytes
+    """To be kept; empty: the claim ends."""
+    keep_ms: int
+
+
 class Link(NamedTuple):
     """One record of a chain, as it is stored."""
 
@@ -24,6 +36,8 @@ class Link(NamedTuple):
     """What stays open until another record closes it; empty: nothing."""
     closes: str = ""
     """Id of the intent it closes; empty: of none."""
+    claim: Claim | None = None
+    """None: it settles none."""
 
     @classmethod
     def read(cls, record: bytes) -> tuple[Link, Head]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +16,10 @@ import msgspec
 from redis.exceptions import NoScriptError
 
 from gateway.audit import Record, abort, rfc3339
+from gateway.errors import Problem, Refusal
+from gateway.idempotency import keep
 from gateway.ledger.batch import Batch, LedgerDown
-from gateway.ledger.chain import Chain, Link, read_tip
+from gateway.ledger.chain import Chain, Claim, Link, read_tip
 from gateway.ledger.connect import pairs
 from gateway.ledger.journal import (
     append_to,
@@ -32,6 +34,8 @@ from gateway.ledger.journal import (
 )
 from gateway.ledger.names import Names
 from gateway.ledger.writer import AGAIN, RESUMED, append_command
+from gateway.model import Outcome
+from gateway.normalisation import carried_out, outcome_of
 
 _AT_ONCE: Final = 500
 _read_record = msgspec.json.Decoder(Record).decode
@@ -41,14 +45,21 @@ class Heir:
     """Looks after the dead writers of one account whose journals stand in one folder."""
 
     def __init__(
-        self, names: Names, folder: Path, batch: Batch, clock: Callable[[], float], alarm: Callable[[str], None]
+        self,
+        names: Names,
+        folder: Path,
+        batch: Batch,
+        clock: Callable[[], float],
+        alarm: Callable[[str], None],
+        keep_ms: int,
     ) -> None:
-        """`clock` gives Unix seconds; `alarm(event)` is told what somebody should look at."""
+        """`clock` gives Unix seconds; `alarm(event)` is told what somebody should look at; an answer is kept for `keep_ms`."""
         self._names = names
         self._folder = folder
         self._batch = batch
         self._clock = clock
         self._alarm = alarm
+        self._keep_ms = keep_ms
         self._locks: dict[str, int] = {}
         self._last: dict[str, int] = {}
         """Number of the last record of those that are closed."""
@@ -163,16 +174,31 @@ class Heir:
         """Send a journal from a number on; say whether Redis took it, and not another's records in its place."""
         chunk: list[Link] = []
         expected = -1
+        claimed = await self._claimed(writer)
         for path in segment_paths(self._folder, writer):
             for link, _ in read_lines(path, []):
                 if link.seq < first:
                     continue
-                chunk.append(link)
+                chunk.append(self._settling(link, claimed) if link.closes in claimed else link)
                 if len(chunk) == _AT_ONCE:
                     if not await self._send(writer, chunk, expected):
                         return False
                     expected, chunk = chunk[-1].seq + 1, []
         return not chunk or await self._send(writer, chunk, expected)
+
+    async def _claimed(self, writer: str) -> dict[str, str]:
+        """Return the names of the idempotency keys under which calls of a writer are open in Redis, by their intents."""
+        kept = pairs(await self._batch.submit("HGETALL", self._names.open))
+        opened = ((key.decode(), value.decode().split()) for key, value in kept)
+        return {intent: words[2] for intent, words in opened if len(words) > 2 and intent.rpartition("-")[0] == writer}
+
+    def _settling(self, link: Link, claimed: Mapping[str, str]) -> Link:
+        """Let a record that closes a call settle its claim too: with what the record tells, whatever the vendor's words were."""
+        record = _read_record(link.record)
+        answer = keep(_retold(record)) if record.stage == "outcome" else b"" if record.stage == "refusal" else None
+        if answer is None:
+            return link
+        return link._replace(claim=Claim(self._names.once(claimed[link.closes]), "", answer, self._keep_ms))
 
     async def _send(self, writer: str, links: list[Link], expected: int) -> bool:
         commands: list[tuple[Any, ...]] = []
@@ -188,6 +214,20 @@ class Heir:
         if any(answer[0] == b"gap" for answer in answers):
             raise LedgerDown("gap")  # Redis lost records meanwhile; the next look finds out from where.
         return all(answer[0] == b"appended" for answer in answers)
+
+
+def _retold(record: Record) -> Outcome:
+    """Return an outcome as far as its record tells it."""
+    request_id, problem = record.request_id or "", Problem.__members__.get(record.problem or "")
+    if record.problem is None and record.operation is not None:
+        return carried_out(None, record.operation, request_id, record.upstream_status)
+    refusal = Refusal(
+        problem or Problem.internal,
+        vendor_code=record.code,
+        upstream_status=record.upstream_status,
+        retry_after_seconds=record.retry_after_seconds,
+    )
+    return outcome_of(refusal, request_id)
 
 
 def _behind(writer: str, tip: bytes) -> Chain:

@@ -23,11 +23,16 @@ class Names:
         """By writer: the number of its last sealed record."""
         self.open = base + "open"
         self.nonce = base + "nonce"
+        self._once = base + "once:"
         self.limits = base + "limits"
         self.limits_version = base + "limits:version"
         self.processes = base + "processes"
         self.probe = base + "probe"
         self._refused = base + "refused:"
+
+    def once(self, name: str) -> str:
+        """Return where the claim on an idempotency key is kept."""
+        return self._once + name
 
     def refused(self, bucket: int) -> str:
         """Return where refusals of a span of time are counted."""

@@ -337,7 +337,7 @@ def read_entry(key_id: str, encoded: bytes) -> KeyEntry | None:
 
 def _is_of(value: bytes, key_id: str, number: int | None) -> bool:
     """Say whether an open intent is a key's, or one version's."""
-    found_id, _, found_number = value.decode().partition(" ")[2].rpartition(".")
+    found_id, _, found_number = value.decode().split()[1].rpartition(".")
     return found_id == key_id and number in (None, int(found_number))
 
 

@@ -15,26 +15,26 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from redis.exceptions import RedisError, ResponseError
 
 from gateway.admission import Live
 from gateway.audit import Record, Stage, abort, rfc3339
-from gateway.calling import Held
+from gateway.calling import Claimed, Held
 from gateway.errors import Problem, Refusal
 from gateway.floods import Floods
 from gateway.ledger import limits
 from gateway.ledger.batch import OVERLOAD, Batch, LedgerDown
-from gateway.ledger.chain import read_tip
+from gateway.ledger.chain import Claim, read_tip
 from gateway.ledger.connect import Connection, pairs
 from gateway.ledger.heir import Heir
 from gateway.ledger.journal import Journal
 from gateway.ledger.names import Names
 from gateway.ledger.writer import Script, TrailWriter
 from gateway.limiter import Limiter, verdict
-from gateway.model import SLOTS, Admission, Call, Caller, Charge, Limit, Outdated, Slot, Verdict
+from gateway.model import SLOTS, Admission, Call, Caller, Charge, Limit, Outdated, Repeated, Slot, Verdict
 
 _ADMIT: Final = Script((resources.files("gateway.ledger") / "admit.lua").read_text(encoding="utf-8"))
 # KEYS: tips, audit stream, active slot. ARGV: those of the record, then the slot it must be now ('' for any), and what it
@@ -75,6 +75,12 @@ _KEPT: Final = re.compile(rb"(\d+) ([1-9]\d*) ([1-9]\d*)")
 """What the admit script keeps of a limit: a time, its interval and its burst."""
 _HOUR_SECONDS: Final = 3600
 _DOUBTFUL_MAX: Final = 10_000
+_STANDINGS: Final[dict[bytes, Literal["answered", "running", "unknown", "mismatch"]]] = {
+    b"answered": "answered",
+    b"running": "running",
+    b"unknown": "unknown",
+    b"mismatch": "mismatch",
+}
 _UPKEEP_LATE_SECONDS: Final = 10.0
 
 
@@ -86,6 +92,18 @@ class Away:
     """Whether a call may be recorded in the journal instead."""
     stale_seconds_max: float
     """How long a key is believed that Redis cannot confirm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """How long a call is known by its idempotency key."""
+
+    keep_ms: int
+    longest_us: int
+    """That a call takes, all its tries together: one begun longer ago is not running, whatever Redis has of it."""
+
+
+_CLAIMS: Final = Claims(86_400_000, 60_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +131,7 @@ class RedisLedger:
         clock: Callable[[], float],
         alarm: Callable[[str], None] = lambda _: None,
         serving: Serving | None = None,
+        claims: Claims = _CLAIMS,
     ) -> None:
         """Opens nothing. `now` is a monotonic clock, `clock` gives Unix seconds.
 
@@ -123,12 +142,13 @@ class RedisLedger:
         self._connection = connection
         self._names = names = Names(account)
         self._serving = serving
+        self._claims = claims
         self._alarm = alarm
         self._batch = Batch(
             connection.exchange, timeout_seconds, connection.reconnect, self._changed, names.probe, self._journal_first
         )
         self._trail = TrailWriter(names, writer, journal, self._batch, now, alarm, partial(self._of_itself, "open"))
-        self._heir = Heir(names, journal.folder, self._batch, clock, alarm)
+        self._heir = Heir(names, journal.folder, self._batch, clock, alarm, claims.keep_ms)
         self._floods = Floods()
         self._tell_changed = changed
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -261,8 +281,8 @@ class RedisLedger:
 
     async def admit(
         self, call: Call, charges: tuple[Charge, ...], intent: Record, epoch: int, active: Slot | None, live: Live
-    ) -> Admission | Verdict | Outdated:
-        """Record the intent, and charge every limit and spend the nonce in the same script, or neither of the two.
+    ) -> Admission | Verdict | Outdated | Repeated:
+        """Record the intent, and charge every limit, spend the nonce and claim the key in the same script, or nothing of these.
 
         `epoch`, `active` and `live` are what the call was decided by; an `active` of None is not compared.
         Whatever comes but an admission, the intent stands in the trail where it has a number, and is to be closed.
@@ -272,7 +292,7 @@ class RedisLedger:
             return await self._admit_without_redis(call, charges, intent, epoch, live, LedgerDown("breaker"))
         if self._trail.full:
             raise Refusal(Problem.ledger_unavailable, error="full")
-        keys, words = self._operands(call.caller, charges, (epoch, active or "", live.version, live.until_us))
+        keys, words = self._operands(call, charges, (epoch, active or "", live.version, live.until_us))
         try:
             status, *answer = await self._trail.run(_ADMIT, intent, keys, words, opens=self._opens(call.caller))
         except LedgerDown as down:
@@ -285,6 +305,8 @@ class RedisLedger:
             return Outdated(int(answer[0]), _slot(answer[1]), answer[2].decode())
         if status == b"replayed":
             raise Refusal(Problem.signature_replayed)
+        if status == b"repeated":
+            return Repeated(_STANDINGS[answer[0]], answer[1].decode(), answer[2])
         now, *times = answer
         found = verdict(charges, now, times)
         self._count(found)
@@ -375,22 +397,23 @@ class RedisLedger:
         """Return the active slot. Raises: Refusal `ledger_unavailable`."""
         return _slot(await self._asked("GET", self._names.slot))
 
-    def settle(self, record: Record, held: Held | None = None) -> None:
-        """Send what closes a call, and give its places back; what Redis does not take now, it takes later."""
+    def settle(self, record: Record, held: Held | None = None, claimed: Claimed | None = None) -> None:
+        """Send what closes a call, and give its places and its key back; what Redis does not take now, it takes later."""
         if held is not None and held.keys:
             if self._limiter is not None:
                 self._limiter.release(held.keys, held.holder)
             for key in held.keys:
                 self._free(key, held.holder)
         if not self._floods.swallow(record, self._now(), always=self._trail.full):
-            self._trail.send(record)
+            self._trail.send(record, None if claimed is None else self._claim(claimed))
             # The caller is answered next: after that, a kill must not take away what it was answered.
             self._journal_first()
 
     def _operands(
-        self, caller: Caller, charges: tuple[Charge, ...], decided_by: tuple[int, str, str, int]
+        self, call: Call, charges: tuple[Charge, ...], decided_by: tuple[int, str, str, int]
     ) -> tuple[list[str], tuple[Any, ...]]:
         """Return the keys and words of the admit script behind those of the record."""
+        caller = call.caller
         nonce, nonce_ms = self._nonce(caller)
         names = self._names
         keys = [names.epoch, names.slot, names.limits_version, names.open, nonce]
@@ -400,7 +423,17 @@ class RedisLedger:
             if charge.touched is not None:
                 keys.extend(charge.touched)
             figures.append(_figures(charge.limit, len(charge.touched or ())))
-        return keys, (*decided_by, _held_by(caller), nonce_ms, b"".join(figures))
+        words = (*decided_by, _held_by(caller), nonce_ms, b"".join(figures))
+        if call.once is None:
+            return keys, words
+        once, claims = call.once, self._claims
+        keys.append(names.once(once.name))
+        # What is open tells an heir which key the call was made under.
+        words = (*decided_by, f"{_held_by(caller)} {once.name}", *words[5:])
+        return keys, (*words, once.fingerprint, once.owner, int(call.repeatable), claims.keep_ms, claims.longest_us)
+
+    def _claim(self, claimed: Claimed) -> Claim:
+        return Claim(self._names.once(claimed.once.name), claimed.once.owner, claimed.answer, self._claims.keep_ms)
 
     async def _changed_by(self, script: Script, records: list[Record], keys: Sequence[str], words: Sequence[Any]) -> Any:
         """Make a change with its records, which tell of themselves where it was not made after all."""
@@ -425,7 +458,8 @@ class RedisLedger:
         """Charge this process' share of each limit and record the intent in the journal, or do nothing.
 
         Refused all the same is:
-        - a signed request, since nobody can say whether its nonce was spent;
+        - a signed request, since nobody can say whether its nonce was spent, and one with an idempotency key, since nobody can
+          say whether it was made before;
         - a key that Redis has not confirmed for too long, or of which it knew more than we do;
         - what falls under a policy that allows nothing without Redis;
         - everything while it is not known among how many processes the limits are divided, and while no more can wait.
@@ -435,7 +469,7 @@ class RedisLedger:
         caller = call.caller
         denying = next((c.limit.policy for c in charges if c.limit.on_store_error == "deny" and not c.limit.shadow), None)
         known = caller.key_version is None or (epoch >= self._epoch and self._unconfirmed_seconds <= self._away.stale_seconds_max)
-        if not self._goes_on or caller.nonce is not None or not known or denying:
+        if not self._goes_on or caller.nonce is not None or call.once is not None or not known or denying:
             raise Refusal(Problem.ledger_unavailable, error=str(down), policy=denying)
         if self._trail.full or self.journal.disk_short:
             raise Refusal(Problem.ledger_unavailable, error="full")

@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from gateway.audit import Record
 from gateway.ledger.batch import Batch, LedgerDown
-from gateway.ledger.chain import Chain, Link
+from gateway.ledger.chain import Chain, Claim, Link
 from gateway.ledger.journal import Journal
 from gateway.ledger.names import Names
 
@@ -39,13 +39,21 @@ class Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-# KEYS: tips, audit stream, open intents. ARGV: writer, how the record is sent, seq, prev, hash, record, its id, what it opens
-# ('': nothing), the intent it closes ('': none).
+# KEYS: tips, audit stream, open intents, the claim of the call's idempotency key, where it has one. ARGV: writer, how the record
+# is sent, seq, prev, hash, record, its id, what it opens ('': nothing), the intent it closes ('': none); of a claim: its owner
+# ('': whichever call's last try is closed), the answer to be kept ('': the claim ends), milliseconds it is kept.
+# A claim is settled as its intent is closed: between the two a repeated call would look like one of which nobody knows.
 APPEND: Final = Script("""
 local behind, last = append_first()
 if behind then return behind end
 if ARGV[8] ~= '' then redis.call('HSET', KEYS[3], ARGV[7], ARGV[8]) end
 if ARGV[9] ~= '' then redis.call('HDEL', KEYS[3], ARGV[9]) end
+if KEYS[4] then
+  local head, owner, intent = string.match(redis.call('GET', KEYS[4]) or '', '^(%x+ (%S+) (%S+) %d+ )')
+  if owner == ARGV[10] or (ARGV[10] == '' and intent == ARGV[9]) then
+    if ARGV[11] == '' then redis.call('DEL', KEYS[4]) else redis.call('SET', KEYS[4], head .. ARGV[11], 'PX', ARGV[12]) end
+  end
+end
 return {'appended', last}
 """)
 
@@ -130,11 +138,13 @@ class TrailWriter:
             bool(self._waiting) and self._now() - self._waiting_since > bounds.seconds_max
         )
 
-    def write(self, record: Record, opens: str = "") -> Link:
+    def write(self, record: Record, opens: str = "", claim: Claim | None = None) -> Link:
         """Take a record into the chain and the journal, without sending it."""
         if record.intent in self._told_again:
             record.intent = f"{self.name}-{self._told_again[record.intent].seq}"
         link = self._chain.link(record, opens)
+        if claim is not None:
+            link = link._replace(claim=claim)
         if record.stage == "intent":
             self._open[link.seq] = None
         elif link.closes:
@@ -148,9 +158,9 @@ class TrailWriter:
         self._waiting_bytes += len(link.record)
         return link
 
-    def send(self, record: Record) -> None:
+    def send(self, record: Record, claim: Claim | None = None) -> None:
         """Take a record and bring it to Redis, at once or when Redis is there again; no caller waits for it."""
-        link = self.write(record)
+        link = self.write(record, claim=claim)
         if not self._in_order or self._batch.down:
             self._fall_behind()
             return
@@ -166,7 +176,9 @@ class TrailWriter:
                 self._mend(name, answer)
             self._fall_behind()
 
-        self._batch.submit(*append_command(self._names, name, link, FIRST), hurry=False).add_done_callback(answered)
+        # Nobody waits for a record; but who asks another process under the same key is to find its answer.
+        sent = self._batch.submit(*append_command(self._names, name, link, FIRST), hurry=link.claim is not None)
+        sent.add_done_callback(answered)
 
     async def run(
         self,
@@ -348,7 +360,7 @@ class TrailWriter:
         self.write(self._opening(f"instead of {before}"))
         for link in waiting:
             record = msgspec.json.decode(link.record, type=Record)
-            self._told_again[f"{before}-{link.seq}"] = self.write(record, link.opens)
+            self._told_again[f"{before}-{link.seq}"] = self.write(record, link.opens, link.claim)
 
     def _how(self, link: Link) -> str:
         return RESUMED if link.seq == self._resumes_at else AGAIN
@@ -362,9 +374,12 @@ class TrailWriter:
 
 def append_command(names: Names, writer: str, link: Link, sent: str, *, known: bool = True) -> tuple[Any, ...]:
     """Return the command that appends one record; `known`: whether Redis has the script."""
-    keys = (names.tips, names.audit, names.open)
+    keys: tuple[str, ...] = (names.tips, names.audit, names.open)
     how = ("EVALSHA", APPEND.sha) if known else ("EVAL", APPEND.text)
-    told = (writer, sent, *link_words(link), f"{writer}-{link.seq}", link.opens, link.closes)
+    told: tuple[Any, ...] = (writer, sent, *link_words(link), f"{writer}-{link.seq}", link.opens, link.closes)
+    if link.claim is not None:
+        name, *of_claim = link.claim
+        keys, told = (*keys, name), (*told, *of_claim)
     return (*how, len(keys), *keys, *told)
 
 

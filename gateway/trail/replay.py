@@ -23,6 +23,17 @@ from gateway.model import NUMBER_FIELDS, Charge, Limit
 _HOUR_US: Final = 3_600_000_000
 _HORIZON_US: Final = 10_000_000
 """How much later than its own time a record may stand in the stream and still be taken in order."""
+_NO_LIMIT: Final = frozenset(
+    (
+        "signature_replayed",
+        "deadline_passed",
+        "answer_replayed",
+        "idempotency_running",
+        "idempotency_unknown",
+        "idempotency_mismatch",
+    )
+)
+"""What a refusal says of a call that was put to no limit."""
 _REMEMBERED: Final = 20_000
 """Records, by which one that was written twice is known."""
 _PRUNE_AT: Final = 20_000
@@ -44,7 +55,7 @@ class Demand(Head, kw_only=True):
     def reached_limits(self) -> bool:
         """Whether it stands for a call that was put to the limits, or would have been but for an outage."""
         return self.stage == "intent" or (
-            self.stage == "refusal" and self.pseudonym_key is not None and self.problem != "signature_replayed"
+            self.stage == "refusal" and self.pseudonym_key is not None and self.problem not in _NO_LIMIT
         )
 
 
@@ -71,7 +82,7 @@ class _Waiting:
         found = self._by_id.get(end.intent or "")
         if found is None:
             return
-        if end.problem in ("decided_anew", "signature_replayed"):
+        if end.problem == "decided_anew" or (end.stage == "refusal" and end.problem in _NO_LIMIT):
             del self._by_id[found.id]
         elif end.stage in ("refusal", "abort"):
             found.problem = end.problem

@@ -151,3 +151,42 @@ def test_a_sealer_dies(unsealing: Stack, point: str) -> None:
 
     assert [answer.status for answer in answers] == [200, 200, 200]
     kept(stack, answers)
+
+
+CLAIMED = {point for point in CALLS if point not in {*UNTOLD, "after the intent is journalled", "before the intent is sent"}}
+"""Where Redis was sent the intent, so that it may have the claim."""
+KINDS = {"an instant": {}, "an instant, and minutes from now": {"expiry_duration": 60}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("point", [*CALLS, TORN])
+def test_a_gateway_dies_amid_a_call_with_a_key(sealing: Stack, point: str, kind: str) -> None:
+    """The retry gets the answer where it is known; else it is made where twice is once, and told that nobody knows where not."""
+    stack, twice_is_once = sealing, not KINDS[kind]
+    fields = {**body_of(NUMBER), **KINDS[kind]}
+    headers = {"Authorization": f"Bearer {stack.key}", "Idempotency-Key": f"{point}, {kind}".replace(" ", "_").replace(",", "")}
+    stack.clear_vendor_calls()
+    gateway, own = doomed(stack, point, "serve", "--port", "0"), stack.url
+    try:
+        first = stack.http.post(gateway.address() + UNSET, json=fields, headers=headers).content
+    except httpx.TransportError:
+        first = None
+    died(stack, gateway)
+    made = len(stack.vendor_calls())
+
+    def over() -> httpx.Response | None:
+        answer = stack.http.post(own + UNSET, json=fields, headers=headers)
+        return None if answer.json().get("error") == "idempotency_running" else answer
+
+    retry = until(over, what="the key not being held")
+
+    told = (retry.status_code, retry.json().get("error"), retry.headers.get("idempotency-replayed"))
+    calls = len(stack.vendor_calls())
+    if point in KNOWN:
+        assert (told, made, calls) == ((200, None, "true"), 1, 1)
+        assert first in (None, retry.content)
+    elif twice_is_once or point not in CLAIMED:
+        assert (told, calls - made) == ((200, None, None), 1)
+    else:
+        assert (told, calls - made) == ((409, "idempotency_unknown", None), 0)
+    assert twice_is_once or calls <= 1

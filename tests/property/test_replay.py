@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,11 +181,18 @@ def test_an_account_is_charged_for_whom_its_policy_is() -> None:
     assert replay(iter(rows), tables).by_policy == {("ends", False): 2}
 
 
-def test_what_never_came_to_the_limits_is_no_demand() -> None:
-    """A signature that was used before is refused before anything is charged, then as now."""
-    rows = [record(number, START + number, stage="refusal", problem="signature_replayed") for number in range(9)]
+NO_LIMIT = ("signature_replayed", "deadline_passed", "answer_replayed", "idempotency_running", "idempotency_mismatch")
 
-    assert replay(iter(rows), CALLER).tallies == {}
+
+@pytest.mark.parametrize("problem", NO_LIMIT)
+def test_what_never_came_to_the_limits_is_no_demand(problem: str) -> None:
+    """A signature that was used before, a call that was made before: answered before anything is charged, then as now."""
+    alone = [record(number, START + number, stage="refusal", problem=problem) for number in range(9)]
+    intents = [record(number, START + number) for number in range(9)]
+    ends = [record(10 + number, START + number, stage="refusal", problem=problem, intent=f"w-{number}") for number in range(9)]
+
+    assert replay(iter(alone), CALLER).tallies == {}
+    assert replay(iter([*intents, *ends]), CALLER).tallies == {}
 
 
 def test_memory_does_not_grow_with_history() -> None:

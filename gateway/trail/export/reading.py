@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NoReturn
 
 import msgspec
 
-from gateway.audit import Record, unix_seconds
+from gateway.audit import REPLAYED, Record, unix_seconds
 from gateway.trail.search import Row
 
 
@@ -118,7 +118,7 @@ def ending(told: Row) -> Ending | None:
         case "intent":
             return "unknown"
         case "refusal":
-            return "failure"
+            return "success" if told.get("problem") == REPLAYED else "failure"
         case "change" | "search":
             return "success"
         case _:
