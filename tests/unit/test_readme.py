@@ -85,3 +85,14 @@ def test_no_file_names_a_registry() -> None:
     """Pins are hashes; where packages come from is the machine's business."""
     assert "://" not in Path("config/requirements.txt").read_text()
     assert not Path("uv.lock").exists() or "uv.lock" in Path(".gitignore").read_text()
+
+
+def test_each_fault_is_tested_by_what_the_readme_names() -> None:
+    """The table of faults says of each row which tests show it."""
+    table = README[README.index("| when this breaks |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) > 20
+    for row in table:
+        named = re.findall(r"`((?:unit|integration|e2e|chaos|property)/\w+\.py)::(\w+)`", row)
+        assert named, row
+        for path, test in named:
+            assert f"\ndef {test}(" in Path("tests", path).read_text(), (path, test)
