@@ -12,7 +12,7 @@ import pytest
 from gateway.audit import chained
 from gateway.ledger import journal as journals
 from gateway.ledger.heir import Heir
-from tests.integration.test_trail import NAMES, Bench, run, stream
+from tests.integration.test_trail import KEEP_MS, NAMES, Bench, run, stream
 from tests.running import Redis
 
 
@@ -38,7 +38,7 @@ def test_what_a_failover_opened_again_is_not_closed_twice(redis: Redis, tmp_path
         await bench.settled()
         bench.trail.journal.forget(1, 2)
         os.close(bench.trail.journal._lock)
-        heir = Heir(NAMES, tmp_path / "j", heirs.batch, time.time, heirs.alarms.append)
+        heir = Heir(NAMES, tmp_path / "j", heirs.batch, time.time, heirs.alarms.append, KEEP_MS)
         await heir.look()
 
         assert [json.loads(record)["stage"] for record in stream(redis)] == ["intent", "beat", "close"]

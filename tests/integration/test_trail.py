@@ -26,6 +26,7 @@ from gateway.ledger.writer import Script, TrailWriter
 from tests.running import Redis
 
 NAMES = Names("a")
+KEEP_MS = 86_400_000
 ECHO = Script("""
 local behind = append_first()
 if behind then return behind end
@@ -285,7 +286,7 @@ def test_a_dead_writer_is_carried_on_once(redis: Redis, tmp_path: Path, had: int
                 client.xadd(NAMES.audit, {"r": line})
             if had:
                 client.hset(NAMES.tips, "host-dead", f"{had - 1} {chained([*lines, *beyond][had - 1]).hex()}")
-        heir = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append)
+        heir = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append, KEEP_MS)
 
         await heir.look()
         await heir.look()
@@ -301,7 +302,7 @@ def test_a_dead_writer_is_carried_on_once(redis: Redis, tmp_path: Path, had: int
             # An emptied Redis gets it again, by another heir too; when it is sealed, the files go.
             client.flushall()
             heir.close()
-            other = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append)
+            other = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append, KEEP_MS)
             await other.look()
             again = [json.loads(record) for record in stream(redis)]
             # What the disk never took, only Redis had.
@@ -325,7 +326,7 @@ def test_an_heir_that_is_killed_has_an_heir(redis: Redis, tmp_path: Path, monkey
     async def work() -> None:
         dead_journal(tmp_path / "j", CALLS)
         bench = Bench(redis, tmp_path / "own")
-        first = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append)
+        first = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append, KEEP_MS)
 
         async def killed(*_: object) -> bool:
             raise LedgerDown("killed")
@@ -336,7 +337,7 @@ def test_an_heir_that_is_killed_has_an_heir(redis: Redis, tmp_path: Path, monkey
         first.close()
         assert stream(redis) == []
 
-        second = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append)
+        second = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append, KEEP_MS)
         await second.look()
 
         (rows,) = assert_whole(stream(redis)).values()
@@ -354,7 +355,7 @@ def test_a_living_writer_has_no_heir(redis: Redis, tmp_path: Path) -> None:
         bench = Bench(redis, tmp_path)
         bench.trail.send(bench.record())
         await bench.settled()
-        heir = Heir(NAMES, tmp_path, bench.batch, time.time, bench.alarms.append)
+        heir = Heir(NAMES, tmp_path, bench.batch, time.time, bench.alarms.append, KEEP_MS)
 
         await heir.look()
 
@@ -373,7 +374,7 @@ def test_a_damaged_journal_is_shipped_with_its_gap(redis: Redis, tmp_path: Path)
         path = tmp_path / "j" / "host-dead.000000000000.jsonl"
         path.write_bytes(path.read_bytes().replace(lines[3], b"\x00" * 40))
         bench = Bench(redis, tmp_path / "own")
-        heir = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append)
+        heir = Heir(NAMES, tmp_path / "j", bench.batch, time.time, bench.alarms.append, KEEP_MS)
 
         await heir.look()
 
