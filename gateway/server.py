@@ -293,7 +293,7 @@ def app_from_environment() -> Starlette:
     # What was made until here stays, and calls leave hardly a circle behind: looking for them often is a twentieth of the work.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(5_000, 10, 10)
     return app
 
 

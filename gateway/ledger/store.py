@@ -236,6 +236,8 @@ class RedisLedger:
 
     async def aclose(self) -> None:
         """Write what is still to be written, to Redis or the journal, and close."""
+        # Who leaves does not wait for the next look whether Redis is back: what it has not sent, an heir would have to.
+        await self._batch.look()
         if self._loop is not None:
             self._loop = None
             self._floods_over(at_once=True)
