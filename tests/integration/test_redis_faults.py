@@ -364,6 +364,21 @@ def test_a_gateway_that_stops_while_redis_stalls_leaves_no_intent_open(start: Ca
         assert client.hlen("gw:{test}:open") == 0
 
 
+def test_a_gateway_that_leaves_looks_whether_redis_is_back(start: Callable[..., Stack]) -> None:
+    """What waited is sent before it is gone, and no heir is needed."""
+    stack = start()
+    for kill in (lambda: None, stack.redis.kill):
+        m1, m2 = stack.masked()
+        kill()
+        assert stack.unset(m1=m1, m2=m2).status_code == 200
+    time.sleep(4)  # By now it looks every few seconds only.
+    stack.redis.start()
+    assert stack.gateway.stop() == 0
+    stages = [row["stage"] for row in stack.whole_stream()]
+    assert stages[-1] == "close"
+    assert stages.count("intent") == stages.count("outcome") == 2
+
+
 def test_a_drill_of_nothing_issues_no_key(start: Callable[..., Stack]) -> None:
     """Where no gateway answers, one line says so, and nothing was changed."""
     stack = start()
