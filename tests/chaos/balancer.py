@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-import threading
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final
+
+from tests.chaos.threads import InThread
 
 ASK_SECONDS: Final = 0.1
 WAY_SECONDS: Final = 0.01
@@ -33,7 +34,7 @@ class Replica:
     idle: list[Streams] = field(default_factory=list)
 
 
-class Balancer:
+class Balancer(InThread):
     """Serves on a free port, in a thread of its own."""
 
     def __init__(self, ports: Sequence[int]) -> None:
@@ -45,37 +46,21 @@ class Balancer:
         self.failed: list[str] = []
         """Calls of which nobody knows what came, or that nobody was there for."""
         self._turns = itertools.count()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-        self._ready = threading.Event()
-        self._stop = asyncio.Event()
+        super().__init__()
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._ready.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-        self._loop.close()
-
-    def _run(self) -> None:
-        async def serve() -> None:
-            server = await asyncio.start_server(self._served, "127.0.0.1", 0)
-            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            asking = [asyncio.ensure_future(self._ask_for_ever(replica)) for replica in self.replicas]
-            self._ready.set()
-            await self._stop.wait()
-            server.close()
-            rest = [*asking, *(asyncio.all_tasks() - {asyncio.current_task()})]
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-            for replica in self.replicas:
-                _close(*replica.idle)
-
-        self._loop.run_until_complete(serve())
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._served, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        asking = [asyncio.ensure_future(self._ask_for_ever(replica)) for replica in self.replicas]
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        rest = [*asking, *(asyncio.all_tasks() - {asyncio.current_task()})]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        for replica in self.replicas:
+            _close(*replica.idle)
 
     async def _ask_for_ever(self, replica: Replica) -> None:
         while True:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
+
+from tests.chaos.threads import InThread
 
 Mode = Literal["", "swallow", "cut"]
 
 
-class LossyRoad:
+class LossyRoad(InThread):
     """Takes every command to Redis, and not every answer back."""
 
     def __init__(self, socket: Path, target: Path, chance: random.Random) -> None:
@@ -23,20 +24,7 @@ class LossyRoad:
         self._socket = socket
         self._chance = chance
         self._open: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-        self._ready = threading.Event()
-        self._stop = asyncio.Event()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._ready.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-        self._loop.close()
+        super().__init__()
 
     def lead_to(self, target: Path) -> None:
         """Let everybody who is connected come again, and find another Redis."""
@@ -52,18 +40,15 @@ class LossyRoad:
         for writer in self._open:
             writer.close()
 
-    def _run(self) -> None:
-        async def serve() -> None:
-            server = await asyncio.start_unix_server(self._connected, self._socket)
-            self._ready.set()
-            async with server:
-                await self._stop.wait()
-            rest = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-
-        self._loop.run_until_complete(serve())
+    async def _serve(self) -> None:
+        server = await asyncio.start_unix_server(self._connected, self._socket)
+        self._ready.set()
+        async with server:
+            await self._stop.wait()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
+from typing import Self
 
 
 def guarded(broken: list[str], work: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -16,3 +18,30 @@ def guarded(broken: list[str], work: Callable[..., None], *arguments: object) ->
             broken.append(f"{work.__name__}: {error!r}")
 
     return threading.Thread(target=run)
+
+
+class InThread:
+    """Something that serves in a loop and a thread of its own, from when it is entered until it is left."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run)
+        self._ready = threading.Event()
+        self._stop = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        """Begin, set `_ready`, and end once `_stop` is set."""
+        raise NotImplementedError
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
