@@ -73,6 +73,10 @@ class Ledger(Protocol):
         """How many calls this process admitted without Redis."""
 
     @property
+    def repeats(self) -> Mapping[str, int]:
+        """How often this process was asked for a call again under its idempotency key, by how that call stood."""
+
+    @property
     def refusals(self) -> Mapping[tuple[str, bool], int]:
         """How often this process saw each policy refuse, by name and whether in shadow."""
 

@@ -133,12 +133,25 @@ class Metrics(Collector):
             "1 while this process makes no calls, or single ones, since most fail.",
             labels=("account",),
         )
+        retries = CounterMetricFamily(
+            "gateway_retries", "Further tries of calls that failed, by this process' own decision.", labels=("account",)
+        )
+        repeats = CounterMetricFamily(
+            "gateway_idempotency_repeats",
+            "Requests for a call that was asked for before under the same key, by how that call stood.",
+            labels=("account", "standing"),
+        )
         for name, account in self.accounts.items():
+            retries.add_metric((name,), account.retries_left.spent)
+            for standing, count in account.ledger.repeats.items():
+                repeats.add_metric((name, standing), count)
             places.add_metric((name, "under_way"), account.bulkhead.in_use)
             places.add_metric((name, "waiting"), account.bulkhead.waiting)
             paused.add_metric((name,), account.bulkhead.breaker.state != "closed")
         yield places
         yield paused
+        yield retries
+        yield repeats
 
     def _limits(self) -> Iterable[Metric]:
         labels = ("account", "policy", "mode")

@@ -44,6 +44,8 @@ class Retries:
 class Budget:
     """How many retries one account has left in one process: a tenth of its calls, and one in five seconds in any case."""
 
+    spent: int = 0
+    """Retries that were made."""
     _balance: float = _SAVED_MAX / 2
     _at: float | None = None
 
@@ -59,6 +61,7 @@ class Budget:
         if self._balance < _CALLS:
             return False
         self._balance -= _CALLS
+        self.spent += 1
         return True
 
 

@@ -167,6 +167,8 @@ class RedisLedger:
         """How often this process saw each policy refuse, by name and whether in shadow."""
         self.degraded = 0
         """How many calls this process admitted without Redis."""
+        self.repeats: Counter[str] = Counter()
+        """How often this process was asked for a call again, by how that call stood."""
         self._uncounted: Counter[tuple[int, str]] = Counter()
 
     @property
@@ -308,7 +310,9 @@ class RedisLedger:
         if status == b"replayed":
             raise Refusal(Problem.signature_replayed)
         if status == b"repeated":
-            return Repeated(_STANDINGS[answer[0]], answer[1].decode(), answer[2])
+            standing = _STANDINGS[answer[0]]
+            self.repeats[standing] += 1
+            return Repeated(standing, answer[1].decode(), answer[2])
         now, *times = answer
         found = verdict(charges, now, times)
         self._count(found)
