@@ -100,6 +100,7 @@ def many_files() -> int:
     return min(CALLERS, soft - 1000)
 
 
+@pytest.mark.timeout(300)
 def test_ten_thousand_callers_wait_in_bounded_memory(many_files: int, start: Callable[..., Stack]) -> None:
     """Each gets one answer; those that have waited longest make room; another account is served meanwhile; all of it is recorded."""
     more = '[accounts.other]\nbrand = "SANDBOX"\nservices = ["other"]\n[accounts.other.primary]\nssid = { env = "VENDOR_SSID" }'
