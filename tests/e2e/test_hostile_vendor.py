@@ -38,9 +38,11 @@ def vendor() -> Iterator[ScriptedVendor]:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, vendor: ScriptedVendor) -> Iterator[Stack]:
-    """A gateway with two connections to the vendor, so that one that does not come back is missed soon, and no breaker."""
+    """A gateway with two connections to the vendor, so that one that does not come back is missed soon; no breaker, no retries."""
     account = f'[accounts.{ACCOUNT}]\nbrand = "http://127.0.0.1:{vendor.port}"\n[accounts.{ACCOUNT}.primary]\nssid = {{ env = "VENDOR_SSID" }}'
-    with Stack(tmp_path_factory.mktemp("hostile"), upstream="connections_max = 2\nbreaker_calls = 0", more=account) as running:
+    with Stack(
+        tmp_path_factory.mktemp("hostile"), upstream="connections_max = 2\nbreaker_calls = 0\nretries = 0", more=account
+    ) as running:
         yield running
         running.assert_alive()
 
