@@ -128,7 +128,7 @@ lame_duck_seconds = 0
 [redis]
 url = "{redis.url}"
 [upstream]
-connections_max = 512
+connections_max = 1024
 [accounts.bench]
 brand = "http://127.0.0.1:{vendor_port}"
 [accounts.bench.primary]
