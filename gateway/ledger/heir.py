@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,7 +89,7 @@ class Heir:
         if read_tip(tip) < 0 or alive is not None:
             return None
         now = self._clock()
-        closing = list(await self._open_in_redis(writer, now))
+        closing = [self._end(intent, now) for intent in await self._open_in_redis(writer)]
         ends = Record(stage="close", at=rfc3339(now), account=names.account, operator=operator, why=why)
         chain = _behind(writer, tip)
         if not await self._send(writer, [chain.link(record) for record in (*closing, ends)], chain.seq):
@@ -113,7 +113,7 @@ class Heir:
         last = self._last[writer]
         if sealed >= last:
             # All are closed, and sealed: what Redis still has open was closed by an answer that it lost.
-            if lingering := [record.intent for record in await self._open_in_redis(writer, 0.0)]:
+            if lingering := await self._open_in_redis(writer):
                 await self._batch.submit("HDEL", names.open, *lingering)
             remove(self._folder, writer)
             self._forget(writer)
@@ -155,26 +155,27 @@ class Heir:
         path, now = segment_path(self._folder, writer, chain.seq), self._clock()
         closing = [abort(_read_record(record), "unknown_outcome", now) for record in open_intents.values()]
         # What the journal tells of goes by the journal: Redis may not have been sent yet what closes it.
-        closing += [record for record in await self._open_in_redis(writer, now) if record.intent not in told]
+        closing += [self._end(intent, now) for intent in await self._open_in_redis(writer) if intent not in told]
         closing.append(Record(stage="close", at=rfc3339(now), account=self._names.account, why="recovered"))
         append_to(path, [chain.link(record).record for record in closing])
         return chain.seq - 1
 
-    async def _open_in_redis(self, writer: str, now: float) -> Iterator[Record]:
-        """Return the ends of intents that are open in Redis; the journal may not have taken them."""
+    async def _open_in_redis(self, writer: str) -> dict[str, list[str]]:
+        """Return the intents of a writer that are open in Redis, each with what is told of it; the journal may lack them."""
         kept = pairs(await self._batch.submit("HGETALL", self._names.open))
+        return {key.decode(): value.decode().split() for key, value in kept if key.decode().rpartition("-")[0] == writer}
+
+    def _end(self, intent: str, now: float) -> Record:
+        """Return the end of an intent of which no more than its name is known."""
         at, account = rfc3339(now), self._names.account
-        return (
-            Record(stage="abort", at=at, account=account, intent=key.decode(), result="unknown", problem="unknown_outcome")
-            for key, _ in kept
-            if key.decode().rpartition("-")[0] == writer
-        )
+        return Record(stage="abort", at=at, account=account, intent=intent, result="unknown", problem="unknown_outcome")
 
     async def _ship(self, writer: str, first: int) -> bool:
         """Send a journal from a number on; say whether Redis took it, and not another's records in its place."""
         chunk: list[Link] = []
         expected = -1
-        claimed = await self._claimed(writer)
+        # Of an intent that was made under an idempotency key, the third word names it.
+        claimed = {intent: words[2] for intent, words in (await self._open_in_redis(writer)).items() if len(words) > 2}
         for path in segment_paths(self._folder, writer):
             for link, _ in read_lines(path, []):
                 if link.seq < first:
@@ -185,12 +186,6 @@ class Heir:
                         return False
                     expected, chunk = chunk[-1].seq + 1, []
         return not chunk or await self._send(writer, chunk, expected)
-
-    async def _claimed(self, writer: str) -> dict[str, str]:
-        """Return the names of the idempotency keys under which calls of a writer are open in Redis, by their intents."""
-        kept = pairs(await self._batch.submit("HGETALL", self._names.open))
-        opened = ((key.decode(), value.decode().split()) for key, value in kept)
-        return {intent: words[2] for intent, words in opened if len(words) > 2 and intent.rpartition("-")[0] == writer}
 
     def _settling(self, link: Link, claimed: Mapping[str, str]) -> Link:
         """Let a record that closes a call settle its claim too: with what the record tells, whatever the vendor's words were."""

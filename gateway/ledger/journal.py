@@ -283,6 +283,15 @@ def remove(folder: Path, writer: str) -> None:
     (folder / f"{writer}.lock").unlink(missing_ok=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """Bring to the disk which files a folder has. Raises: OSError."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def _append(file: int, data: bytes, size: int) -> None:
     """Write data whole at the end of a file that has so many bytes, or leave it as it was. Raises: OSError."""
     try:
@@ -305,8 +314,4 @@ def _sync_all(files: list[int], folder: Path | None) -> None:
     for file in files:
         os.fdatasync(file)
     if folder is not None:
-        above = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(above)
-        finally:
-            os.close(above)
+        sync_folder(folder)

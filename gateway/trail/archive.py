@@ -25,6 +25,7 @@ from typing import IO, Final, NamedTuple, Self
 import msgspec
 
 from gateway.audit import Head, chained
+from gateway.ledger.journal import sync_folder
 from gateway.trail.index import Entry, Index
 from gateway.trail.merkle import Tree
 
@@ -368,8 +369,4 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
-    above = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(above)
-    finally:
-        os.close(above)
+    sync_folder(path.parent)

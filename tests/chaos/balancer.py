@@ -51,14 +51,11 @@ class Balancer(InThread):
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._served, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        asking = [asyncio.ensure_future(self._ask_for_ever(replica)) for replica in self.replicas]
+        self._asking = [asyncio.ensure_future(self._ask_for_ever(replica)) for replica in self.replicas]
         self._ready.set()
         await self._stop.wait()
         server.close()
-        rest = [*asking, *(asyncio.all_tasks() - {asyncio.current_task()})]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await self._end_the_rest()
         for replica in self.replicas:
             _close(*replica.idle)
 

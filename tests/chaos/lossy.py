@@ -45,10 +45,7 @@ class LossyRoad(InThread):
         self._ready.set()
         async with server:
             await self._stop.wait()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await self._end_the_rest()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -43,5 +43,12 @@ class InThread:
         """Begin, set `_ready`, and end once `_stop` is set."""
         raise NotImplementedError
 
+    async def _end_the_rest(self) -> None:
+        """Cancel whatever else runs in the loop."""
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())

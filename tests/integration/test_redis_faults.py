@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 import httpx
 import pytest
@@ -19,6 +18,7 @@ import trustme
 from redis import Redis as Redis_
 
 from gateway import embedded
+from tests.chaos.threads import InThread
 from tests.e2e.test_main_job import assert_refused
 from tests.running import Process, Stack, free_port, listening_at, server_at, until
 
@@ -439,30 +439,22 @@ def test_redis_with_password_and_tls(start: Callable[..., Stack], tmp_path: Path
         client.config_set("requirepass", "")
 
 
-class TlsFront:
+class TlsFront(InThread):
     """Carries bytes between TLS connections and a Unix socket."""
 
     def __init__(self, certificate: trustme.LeafCert, path: Path) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         certificate.configure_cert(self._context)
         self._path = path
-        self._loop = asyncio.new_event_loop()
+        super().__init__()
 
-    def __enter__(self) -> Self:
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._carry, "127.0.0.1", 0, ssl=self._context))
-        self.port = self._server.sockets[0].getsockname()[1]
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.05))
-        self._loop.close()
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._carry, "127.0.0.1", 0, ssl=self._context)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        await self._end_the_rest()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         back, forth = await asyncio.open_unix_connection(str(self._path))
