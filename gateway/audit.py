@@ -335,8 +335,10 @@ def change(
     after: str | None = None,
     until: float | None = None,
     why: str | None = None,
+    source: str | None = None,
+    decision: Literal["allowed", "denied"] = "allowed",
 ) -> Record:
-    """Return the record of a change of a key, a slot or a limit. `at`, `until`: Unix seconds."""
+    """Return the record of a change of a key, a slot or a limit, or of who uses the console. `at`, `until`: Unix seconds."""
     return Record(
         stage="change",
         at=rfc3339(at),
@@ -355,7 +357,8 @@ def change(
         after=after,
         until=rfc3339(until) if until is not None else None,
         why=why,
-        decision="allowed",
+        source=source,
+        decision=decision,
     )
 
 

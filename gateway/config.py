@@ -255,6 +255,17 @@ def _jwks_url(value: Any) -> str:
     return str(value)
 
 
+def _public_url(value: Any) -> str:
+    if value == "":
+        return ""
+    parts = _address(value)
+    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    plain = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+    if not plain or not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
+        raise _Wrong('must be an address without a path, like "https://console.internal" (http:// is for this machine only)')
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
 def _hosts(value: Any) -> tuple[str, ...]:
     hosts = _texts(value)
     if not all(re.fullmatch(r"[A-Za-z0-9._\[\]:-]+", host) for host in hosts):
@@ -587,6 +598,21 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Console:
+    """The pages for operators and auditors, which a process of their own serves."""
+
+    host: str = _s("address to listen on", _text, "127.0.0.1")
+    port: int = _s("port to listen on; 0 takes a free one", _between(0, 65535), 8090)
+    public_url: str = _s(
+        "address that browsers see, like `https://console.internal`; empty: that of `host`, which then is on this machine",
+        _public_url,
+        "",
+    )
+    session_idle_minutes: int = _s("how long somebody may do nothing before having to sign in again", _between(1, 1440), 30)
+    session_hours: int = _s("how long after signing in one has to do so again", _between(1, 168), 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """The log on standard output."""
 
@@ -609,6 +635,7 @@ class Settings:
     idempotency: Idempotency = field(default_factory=Idempotency)
     audit: Audit = field(default_factory=Audit)
     log: Log = field(default_factory=Log)
+    console: Console = field(default_factory=Console)
 
 
 def parse(document: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:

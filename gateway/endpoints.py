@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.addresses import is_within
+from gateway.addresses import source
 from gateway.config import Server
 from gateway.document import shown
 from gateway.errors import Problem, Refusal
@@ -34,7 +34,6 @@ _CORS_HEADERS: Final = (
     b"Authorization, X-API-Key, X-Gateway-Account, X-Request-Id, Content-Type, traceparent, "
     b"Content-Digest, Signature, Signature-Input, Idempotency-Key, X-Request-Timeout-Ms"
 )
-_EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 _SIGNED: Final = frozenset((b"signature", b"signature-input"))
 _CORS_EXPOSED: Final = b"X-Request-Id, RateLimit, RateLimit-Policy, Retry-After, Idempotency-Replayed"
 
@@ -158,11 +157,7 @@ class Unset:
         if not proxies:
             return address
         told = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
-        hops = [hop.strip() for hop in told.split(",")] if told else []
-        while hops and is_within(address, proxies):
-            address = hops.pop()
-        # A proxy may have passed on what a caller made up: not an address, then not one in the records either.
-        return address if is_within(address, _EVERYWHERE) else ""
+        return source(address, told, proxies)
 
     def _message(self, scope: Scope) -> SignedMessage:
         headers: Pairs = scope["headers"]

@@ -1,8 +1,8 @@
 """The internal key: its form, its digest, and the registry entry that stands for it.
 
-`gk_<environment>_<id>_<secret>`; the secret is 27 base-62 characters (160 bits) and 6 more that are the CRC-32 of id
-and secret, so that a typing error or a fragment is recognised without asking anyone. Only a SHA-256 is kept: the
-secret is random and long, so a slow hash would protect nothing and cost every call.
+`gk_<environment>_<id>_<secret>`, and `gc_<role>_…` for the console; the secret is 27 base-62 characters (160 bits) and 6
+more that are the CRC-32 of id and secret, so that a typing error or a fragment is recognised without asking anyone. Only a
+SHA-256 is kept: the secret is random and long, so a slow hash would protect nothing and cost every call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 _ID_LENGTH: Final = 10
 _SECRET_LENGTH: Final = 27
 _CHECKSUM_LENGTH: Final = 6
-_KEY: Final = re.compile(rf"gk_[a-z]{{2,8}}_([0-9a-z]{{{_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}})")
+_KEY: Final = re.compile(
+    rf"(g[a-z]_)[a-z]{{2,8}}_([0-9a-z]{{{_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}})"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,10 @@ class Registry:
     """Keyed by key id."""
 
 
-def parse(text: str) -> Presented | None:
-    """Read a whole key; None when it is not one, or its checksum does not fit."""
+def parse(text: str, prefix: str = PREFIX) -> Presented | None:
+    """Read a whole key; None when it is not one of this prefix, or its checksum does not fit."""
     match = _KEY.fullmatch(text)
-    return None if match is None else pair(match[1], match[2])
+    return None if match is None or match[1] != prefix else pair(match[2], match[3])
 
 
 def pair(key_id: str, secret: str) -> Presented | None:
@@ -138,11 +140,11 @@ def mint_id(choose: Callable[[str], str]) -> str:
     return "".join(choose(_ALPHABET[:10] + _ALPHABET[36:]) for _ in range(_ID_LENGTH))
 
 
-def mint(choose: Callable[[str], str], key_id: str, *, environment: str = "live") -> tuple[str, str]:
+def mint(choose: Callable[[str], str], key_id: str, *, environment: str = "live", prefix: str = PREFIX) -> tuple[str, str]:
     """Make a secret of a key: (whole key, secret)."""
     bare = "".join(choose(_ALPHABET) for _ in range(_SECRET_LENGTH))
     secret = bare + _checksum(key_id, bare)
-    return f"{PREFIX}{environment}_{key_id}_{secret}", secret
+    return f"{prefix}{environment}_{key_id}_{secret}", secret
 
 
 def _checksum(key_id: str, bare: str) -> str:

@@ -23,6 +23,7 @@ from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
@@ -361,6 +362,18 @@ def serve(settings: Settings, listener: socket.socket, workers: int) -> None:
     with TemporaryDirectory(prefix="gateway-metrics-") as shared:
         os.environ[FOLDER_VARIABLE] = shared
         Workers(setup, [listener]).run()
+
+
+async def serve_one(app: ASGIApp, listener: socket.socket, bounds: Server) -> None:
+    """Serve another application in this process, on its loop, until SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _finished)
+    GatewayProtocol.bounds = bounds
+    setup = uvicorn.Config(
+        app, http=GatewayProtocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+        proxy_headers=False, timeout_keep_alive=bounds.keep_alive_seconds, timeout_graceful_shutdown=bounds.finish_seconds,
+    )  # fmt: skip
+    await uvicorn.Server(setup).serve(sockets=[listener])
 
 
 def _finished(_number: int, _frame: object) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from gateway.audit import Record, rfc3339
-from gateway.cli.opened import Opened, UsageError, instant, operator, tell, with_store
+from gateway.cli.opened import operator, tell, with_store
 from gateway.cli.seal import add_seal
 from gateway.ledger.names import KEYS_TAG
 from gateway.model import PhoneNumber
+from gateway.opened import Opened, UsageError, instant
 from gateway.trail.archive import write_whole
 from gateway.trail.export import FORMATS, NotExportable
 from gateway.trail.search import Query, Row, Trail

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from gateway.cli.opened import UsageError
 from gateway.config import Policy, filled_up, read_policies
+from gateway.opened import UsageError
 
 
 def read_candidate(path: Path, accounts: Collection[str]) -> tuple[dict[str, Any], dict[str, Policy]]:

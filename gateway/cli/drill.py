@@ -19,13 +19,14 @@ from typing import Any, Final
 import httpx
 
 from gateway import audit, keys
-from gateway.cli.keys import key_record
-from gateway.cli.opened import Opened, UsageError, change_limits, operator, span, with_store
+from gateway.cli.opened import operator, with_store
+from gateway.keyring import key_record
 from gateway.keys import KeyEntry, KeyVersion
 from gateway.ledger.limits import DRILL, Change, Changes, Made
 from gateway.ledger.names import Names
 from gateway.ledger.store import RedisLedger
 from gateway.model import UNSET_PATH, Bindings
+from gateway.opened import Opened, UsageError, change_limits, span
 from gateway.trail.table import show, text_table
 
 _SERVICE: Final = "drill"
@@ -171,7 +172,7 @@ async def _key(opened: Opened, account: str, lasts: float) -> str:
     )
     bindings = Bindings(frozenset(("end",)), (account,), (), (_PREFIX,))
     entry = KeyEntry(key_id, _SERVICE, (version,), bindings, "drill redis-down")
-    await opened.registry.save(entry, key_record("key.issued", entry, version))
+    await opened.registry.save(entry, key_record("key.issued", operator(), entry, version))
     return key
 
 

@@ -8,22 +8,19 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from gateway import addresses, audit, keys, signatures
-from gateway.cli.opened import Opened, UsageError, operator, span, tell, with_store
+from gateway import addresses, keys, signatures
+from gateway.cli.opened import operator, tell, with_store
 from gateway.config import PREFIX
+from gateway.keyring import change_key, extend, key_record, list_keys, public, revoke
 from gateway.keys import KeyEntry, KeyVersion
-from gateway.ledger.names import KEYS_TAG
-from gateway.ledger.registry import Changed, KeyUse
 from gateway.model import OPERATIONS, Bindings
+from gateway.opened import Opened, UsageError, span
 from gateway.trail.table import key_table
 
-_TRIES: Final = 5
-_DAY_SECONDS: Final = 86_400
 _ONCE: Final = "Shown once. Send it as 'Authorization: Bearer', as 'X-API-Key', as 'ssid', or as 'userId' and 'token'."
 
 
@@ -73,7 +70,7 @@ def _issue(arguments: argparse.Namespace) -> int:
         version, shown = _version(arguments, key_id, 1)
         entry = KeyEntry(key_id, arguments.service, (version,), _bindings(arguments, opened), arguments.note)
         await opened.registry.refresh()
-        await opened.registry.save(entry, key_record("key.issued", entry, version))
+        await opened.registry.save(entry, key_record("key.issued", operator(), entry, version))
         return _shown(arguments, entry, version, shown)
 
     return with_store(arguments, work)
@@ -92,7 +89,7 @@ def _rotate(arguments: argparse.Namespace) -> int:
             shown.update(fresh)
             return entry.rotated(version, overlap)
 
-        entry = await _change(opened, "key.rotated", lambda: _one_key(opened, arguments.key), rotated)
+        entry = await change_key(opened, "key.rotated", operator(), lambda: _one_key(opened, arguments.key), rotated)
         return _shown(arguments, entry, entry.versions[-1], shown)
 
     return with_store(arguments, work)
@@ -102,14 +99,7 @@ def _extend(arguments: argparse.Namespace) -> int:
     end = None if arguments.span == "never" else time.time() + span(arguments.span)
 
     async def work(opened: Opened) -> int:
-        def extended(entry: KeyEntry) -> KeyEntry:
-            number = _number(arguments.key, entry)
-            versions = tuple(
-                replace(version, expires_at=end) if number in (None, version.number) else version for version in entry.versions
-            )
-            return replace(entry, versions=versions)
-
-        entry = await _change(opened, "key.extended", lambda: _by_id(opened, arguments.key), extended)
+        entry = await extend(opened, arguments.key, end, operator())
         ends = "never ends" if end is None else f"ends in {arguments.span}"
         print(f"{arguments.key} of {entry.service} {ends}; what is revoked stays so")
         return 0
@@ -119,13 +109,7 @@ def _extend(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        await opened.registry.refresh()
-        uses = await opened.registry.uses()
-        entries = sorted(
-            opened.registry.current.entries.values(), key=lambda entry: (entry.service, entry.versions[0].created_at)
-        )
-        rows = [row for entry in entries for row in _rows(opened, entry, entries, uses)]
-        tell(rows, key_table, as_json=arguments.json)
+        tell(await list_keys(opened), key_table, as_json=arguments.json)
         if opened.registry.unreadable:
             print(f"gateway: entries that cannot be read: {', '.join(opened.registry.unreadable)}", file=sys.stderr)
             return 1
@@ -136,33 +120,14 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _revoke(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        def revoked(entry: KeyEntry) -> KeyEntry:
-            return entry.revoked(time.time(), _number(arguments.key, entry))
-
-        # Also where it was revoked before: that time it may not have come into force everywhere.
-        entry = await _change(opened, "key.revoked", lambda: _by_id(opened, arguments.key), revoked)
-        longest = opened.settings.upstream.longest_ms / 1000 + 1
-        left = await opened.registry.in_flight(entry.key_id, _number(arguments.key, entry), longest)
-        print(f"revoked {arguments.key} of {entry.service}; {left or 'no'} calls under it are still under way")
-        if behind := await opened.registry.replicas_behind():
+        done = await revoke(opened, arguments.key, operator())
+        print(f"revoked {arguments.key} of {done.entry.service}; {done.under_way or 'no'} calls under it are still under way")
+        if behind := done.replicas_behind:
             print(f"gateway: {behind} replicas of Redis lack it; a failover to one would undo it: revoke again", file=sys.stderr)
             return 1
         return 0
 
     return with_store(arguments, work)
-
-
-async def _change(opened: Opened, what: str, find: Callable[[], KeyEntry], make: Callable[[KeyEntry], KeyEntry]) -> KeyEntry:
-    """Change a key as it is now, again from the start when somebody else changed it meanwhile."""
-    for _ in range(_TRIES):
-        await opened.registry.refresh()
-        entry = make(find())
-        try:
-            await opened.registry.save(entry, key_record(what, entry, entry.versions[-1] if what == "key.rotated" else None))
-        except Changed:
-            continue
-        return entry
-    raise UsageError("somebody else is changing this key; try again")
 
 
 def _version(arguments: argparse.Namespace, key_id: str, number: int) -> tuple[KeyVersion, dict[str, str]]:
@@ -216,90 +181,11 @@ def _one_key(opened: Opened, name: str) -> KeyEntry:
     raise UsageError(f"{name} has several keys: name one by its id, {' or '.join(entry.key_id for entry in live)}")
 
 
-def _by_id(opened: Opened, text: str) -> KeyEntry:
-    entry = opened.registry.current.entries.get(text.partition(".")[0])
-    if entry is None:
-        raise UsageError(f"id: there is no key '{text}'; see `gateway keys list`")
-    _number(text, entry)
-    return entry
-
-
-def _number(text: str, entry: KeyEntry) -> int | None:
-    """Return the version in `id.version`, None where all are meant. Raises: UsageError."""
-    number = text.partition(".")[2]
-    if not number:
-        return None
-    if number not in {str(version.number) for version in entry.versions}:
-        raise UsageError(f"id: {entry.key_id} has no version '{number}'; see `gateway keys list`")
-    return int(number)
-
-
-def key_record(what: str, entry: KeyEntry, version: KeyVersion | None) -> audit.Record:
-    """Return the record of a change of a key."""
-    return audit.change(
-        what,
-        at=time.time(),
-        request_id=secrets.token_hex(16),
-        account=KEYS_TAG,
-        operator=operator(),
-        service=entry.service,
-        key_id=entry.key_id,
-        key_version=version.number if version else None,
-    )
-
-
 def _shown(arguments: argparse.Namespace, entry: KeyEntry, version: KeyVersion, shown: dict[str, str]) -> int:
     if arguments.json:
-        print(json.dumps({**shown, **_public(entry, version)}))
+        print(json.dumps({**shown, **public(entry, version)}))
     elif shown:
         print(f"key      {shown['key']}\nuserId   {entry.key_id}\ntoken    {shown['secret']}\n{_ONCE}")
     else:
         print(f"keyid    {entry.key_id}\nSign requests with the private key and this keyid (RFC 9421).")
     return 0
-
-
-def _rows(opened: Opened, entry: KeyEntry, entries: list[KeyEntry], uses: dict[str, KeyUse]) -> list[dict[str, Any]]:
-    """Return what is listed of each version of a key."""
-    now = time.time()
-    of_service = [
-        f"{other.key_id}.{version.number}" for other in entries if other.service == entry.service for version in other.versions
-    ]
-    hour = sum(uses[name].last_hour for name in of_service if name in uses)
-    day = sum(uses[name].last_day for name in of_service if name in uses)
-    rows = []
-    for version in entry.versions:
-        use = uses.get(f"{entry.key_id}.{version.number}", KeyUse(None, 0, 0))
-        quiet_since = max(use.last_used_at or 0.0, version.created_at)
-        quiet = now - quiet_since >= opened.settings.keys.quiet_hours * 3600
-        ends_in = None if version.expires_at is None else version.expires_at - now
-        live = version.state(now) == "live"
-        rows.append(
-            _public(entry, version)
-            | {
-                "last_used_at": use.last_used_at,
-                "share_last_hour": round(use.last_hour / hour, 4) if hour else None,
-                "share_last_day": round(use.last_day / day, 4) if day else None,
-                "ends_soon": live and ends_in is not None and ends_in <= opened.settings.keys.expiry_warning_days * _DAY_SECONDS,
-                "safe_to_revoke": live and quiet,
-            }
-        )
-    return rows
-
-
-def _public(entry: KeyEntry, version: KeyVersion) -> dict[str, Any]:
-    return {
-        "id": entry.key_id,
-        "version": version.number,
-        "service": entry.service,
-        "proof": "signature" if version.public_key else "key",
-        "state": version.state(time.time()),
-        "scopes": sorted(entry.bindings.scopes),
-        "accounts": entry.bindings.accounts,
-        "networks": entry.bindings.networks,
-        "prefixes": entry.bindings.prefixes,
-        "created_at": version.created_at,
-        "created_by": version.created_by,
-        "expires_at": version.expires_at,
-        "revoked_at": version.revoked_at,
-        "note": entry.note,
-    }

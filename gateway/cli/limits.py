@@ -16,7 +16,7 @@ from typing import Any, Final
 from gateway import audit
 from gateway.admission import Policies
 from gateway.cli.candidate import read_candidate
-from gateway.cli.opened import Opened, UsageError, change_limits, operator, span, tell, with_store
+from gateway.cli.opened import operator, tell, with_store
 from gateway.cli.replay import add_replay
 from gateway.config import AT_ONCE, ConfigError, Policy, Terms, read_terms, subject_fault, terms_faults
 from gateway.document import shown
@@ -25,6 +25,7 @@ from gateway.ledger.limits import Change, Made
 from gateway.ledger.store import RedisLedger
 from gateway.model import MODES
 from gateway.numbers import may_tell
+from gateway.opened import Opened, UsageError, change_limits, span
 from gateway.trail.search import Query
 from gateway.trail.table import change_table, limit_table, show, verdict_table
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gateway import __version__, check, config, demo, embedded, leak_check
 from gateway.cli.audit import add_audit
 from gateway.cli.drill import add_drill
 from gateway.cli.keys import add_keys
 from gateway.cli.limits import add_limits
-from gateway.cli.opened import CONFIG_VARIABLE, UsageError, config_path, has_redis, read_settings
+from gateway.cli.opened import CONFIG_VARIABLE, config_path, has_redis, read_settings
 from gateway.cli.upstream import add_upstream
 from gateway.config import WORKERS_MAX, ConfigError
 from gateway.embedded import EmbeddedError
 from gateway.errors import Refusal
+from gateway.opened import UsageError
 from gateway.processes import Beside
 from gateway.server import BindError, bind, serve
 from gateway.telemetry import make_logger
@@ -92,6 +93,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _console(arguments: argparse.Namespace) -> int:
+    from gateway.cli import console  # noqa: PLC0415 - a serving gateway never loads it
+
+    run: Callable[[argparse.Namespace], int] = getattr(console, arguments.does)
+    return run(arguments)
+
+
 def _check(arguments: argparse.Namespace) -> int:
     findings = check.check(config_path(arguments), os.environ, online=not arguments.offline)
     for finding in findings:
@@ -132,8 +140,32 @@ def _parser() -> argparse.ArgumentParser:
     add_upstream(commands.add_parser("upstream", help="see, prove and change the vendor credential in use"), configured)
     add_limits(commands.add_parser("limits", help="see, change, explain and try limits"), configured)
     add_drill(commands.add_parser("drill", help="let a running gateway do without Redis, and see"), configured)
+    _add_console(commands.add_parser("console", parents=[configured], help="serve the console, and manage keys to it"))
     add_audit(commands.add_parser("audit", help="read the audit trail"), configured)
     return parser
+
+
+def _add_console(parser: argparse.ArgumentParser) -> None:
+    """Add the options and subcommands of `gateway console`; it serves where none is given."""
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.set_defaults(run=_console, does="serve")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    # Named before the subcommand or behind it: what is not named behind it must not undo what was named before.
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
+    command = commands.add_parser("issue", parents=[configured], help="make a key to the console; it is shown once")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--role", required=True, choices=("auditor", "operator"))
+    command.add_argument("--days", type=int, metavar="N", help="how long it is good; for ever if not given")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(does="issue")
+    command = commands.add_parser("list", parents=[configured], help="show every key to the console, never a secret")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(does="list_")
+    command = commands.add_parser("revoke", parents=[configured], help="end a key to the console, and its sessions")
+    command.add_argument("key", metavar="NAME|ID")
+    command.set_defaults(does="revoke")
 
 
 def _complain(line: str) -> None:

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from gateway.admission import Policies
 from gateway.cli.candidate import read_candidate
-from gateway.cli.opened import Opened, UsageError, instant, with_store
+from gateway.cli.opened import with_store
 from gateway.config import ConfigError, Rate, read_policies
 from gateway.ledger.names import Names
 from gateway.model import DIMENSIONS, Limit
+from gateway.opened import Opened, UsageError, instant
 from gateway.trail import plot
 from gateway.trail.replay import Replay, Tally, hours, in_order, smallest_rate
 from gateway.trail.search import Trail

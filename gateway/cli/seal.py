@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gateway.app import archive_folder
-from gateway.cli.opened import Opened, UsageError, instant, operator, read_settings, with_store
+from gateway.cli.opened import operator, read_settings, with_store
 from gateway.config import Settings
 from gateway.ledger.connect import FAULTS
 from gateway.ledger.names import KEYS_TAG
+from gateway.opened import Opened, UsageError, instant
 from gateway.telemetry import Logger, make_logger
 from gateway.trail.archive import CHECKPOINT, Archive, ArchiveError
 from gateway.trail.copies import Copies, CopyError

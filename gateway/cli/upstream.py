@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from gateway import audit
-from gateway.app import make_account, make_prover
-from gateway.cli.opened import Opened, UsageError, operator, tell, with_store
+from gateway.app import make_account, make_prover, make_vault, read_pseudonym_key
+from gateway.cli.opened import operator, tell, with_store
 from gateway.ledger.store import RedisLedger
 from gateway.model import SLOTS, Slot, VendorCredential
+from gateway.opened import Opened, UsageError
 from gateway.proving import Proof
 from gateway.trail.table import slot_table
 from gateway.upstream import HttpUpstream
@@ -87,7 +89,9 @@ class _Desk:
 
 
 async def _desk(opened: Opened, account: str) -> _Desk:
-    return _Desk(opened, account, await opened.ledger(account), opened.vault(account))
+    version_key = read_pseudonym_key(opened.settings, os.environ, opened.folder)
+    vault = make_vault(opened.settings, account, os.environ, version_key)
+    return _Desk(opened, account, await opened.ledger(account), vault)
 
 
 async def _one(arguments: argparse.Namespace, opened: Opened) -> _Desk:

@@ -51,6 +51,15 @@ return {'saved', epoch}
 _RECORD: Final = Script("""
 return append_first() or {'saved'}
 """)
+# The same for a field of another hash. KEYS: tips, audit stream, hash. ARGV: those of the record, then field, as it was read (''
+# where there was none), as it becomes.
+_REPLACE: Final = Script("""
+if (redis.call('HGET', KEYS[3], ARGV[8]) or '') ~= ARGV[9] then return {'stale'} end
+local behind = append_first()
+if behind then return behind end
+redis.call('HSET', KEYS[3], ARGV[8], ARGV[10])
+return {'saved'}
+""")
 # KEYS: epoch of an account. ARGV: the epoch it must have reached.
 _RAISE: Final = """
 if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
@@ -179,6 +188,17 @@ class KeyRegistry:
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
 
+    async def replace(self, name: str, field: str, before: bytes, after: bytes, record: Record) -> None:
+        """Change one field of a hash that lies beside the keys, with its record. `before`: as it was read; empty: it is new.
+
+        Raises: Changed; Refusal `ledger_unavailable`.
+        """
+        try:
+            if await self._recorded(_REPLACE, record, (name,), (field, before, after)) is None:
+                raise Changed
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+
     async def _recorded(self, script: Script, record: Record, keys: Sequence[str], words: Sequence[Any]) -> Any:
         """Run a script that records and may change something; return what it found, None where it did neither."""
         link = self._chain.link(record)
@@ -201,13 +221,14 @@ class KeyRegistry:
         known = await self._batch.submit("SMEMBERS", self._accounts_key)
         return sorted({*self._accounts, *(name.decode() for name in known)})
 
-    async def in_flight(self, key_id: str, number: int | None, longest_seconds: float) -> int:
+    async def in_flight(self, key_id: str, number: int | None, longest_seconds: float, wait_seconds: float | None = None) -> int:
         """Wait until no call admitted under a key before now is under way, and return how many still are.
 
-        An intent older than `longest_seconds` was left by a process that died; nobody carries it on.
+        An intent older than `longest_seconds` was left by a process that died; nobody carries it on. So long is waited, or
+        for `wait_seconds`.
         Raises: Refusal `ledger_unavailable`.
         """
-        deadline = self._clock() + longest_seconds
+        deadline = self._clock() + (longest_seconds if wait_seconds is None else wait_seconds)
         while True:
             left = 0
             try:

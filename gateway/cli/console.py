@@ -1,0 +1,83 @@
+"""`gateway console`: serve the console, and issue, list and revoke the keys to it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+from gateway.addresses import is_within
+from gateway.cli.opened import operator, tell, with_store
+from gateway.console import keys
+from gateway.console.app import create_console
+from gateway.opened import Opened, UsageError
+from gateway.server import bind, serve_one
+from gateway.telemetry import make_logger
+from gateway.trail.table import minute, text_table
+
+_LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve the pages until SIGTERM or SIGINT."""
+
+    async def work(opened: Opened) -> int:
+        settings = opened.settings
+        host = arguments.host or settings.console.host
+        if not settings.console.public_url and host != "localhost" and not is_within(host, _LOOPBACK):
+            raise UsageError(
+                "console.public_url: is missing; where the console listens beyond this machine, say by which https:// address "
+                "browsers reach it"
+            )
+        listener = bind(host, settings.console.port if arguments.port is None else arguments.port)
+        address, port = listener.getsockname()[:2]
+        log = make_logger(settings.log.level)
+        log.info("console.listening", address=f"http://{address}:{port}")
+        try:
+            await serve_one(create_console(settings, opened.folder, log, port), listener, settings.server)
+        finally:
+            listener.close()
+        return 0
+
+    return with_store(arguments, work)
+
+
+def issue(arguments: argparse.Namespace) -> int:
+    """Make a key; it is shown once."""
+
+    async def work(opened: Opened) -> int:
+        key, text = await keys.issue(opened, arguments.name, arguments.role, arguments.days, operator())
+        if arguments.json:
+            print(json.dumps({"key": text, **key.public(time.time())}))
+        else:
+            print(f"{text}\nShown once. {key.name} signs in with it, as {key.role}.")
+        return 0
+
+    return with_store(arguments, work)
+
+
+def list_(arguments: argparse.Namespace) -> int:
+    """Show every key, never a secret."""
+
+    async def work(opened: Opened) -> int:
+        now = time.time()
+        rows = [key.public(now) for key in await keys.list_keys(opened)]
+        columns = ("id", "name", "role", "state", "created_at", "created_by", "expires_at")
+        shown = [
+            [minute(row[name]) if name.endswith("_at") and row[name] else row[name] or "–" for name in columns] for row in rows
+        ]
+        tell(rows, lambda _: text_table([name.replace("_", " ") for name in columns], shown), as_json=arguments.json)
+        return 0
+
+    return with_store(arguments, work)
+
+
+def revoke(arguments: argparse.Namespace) -> int:
+    """End a key, and with their next request its sessions."""
+
+    async def work(opened: Opened) -> int:
+        key = await keys.revoke(opened, arguments.key, operator())
+        print(f"revoked {key.key_id} of {key.name}; whoever is signed in with it is so no more")
+        return 0
+
+    return with_store(arguments, work)

@@ -1,0 +1,49 @@
+"""The templates, and how times and counts are written in them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+_DAY_SECONDS = 86_400
+
+
+def make_templates() -> Environment:
+    """Return the templates: everything is escaped, and a name that is missing is an error."""
+    templates = Environment(
+        loader=PackageLoader("gateway.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters.update(time=_time, span=span, count=_count, share=_share, ms=_ms)
+    return templates
+
+
+def span(seconds: float) -> str:
+    """Return how long something lasts, in its largest whole unit: `3 d`, `12 min`."""
+    for unit, length in (("d", _DAY_SECONDS), ("h", 3600), ("min", 60)):
+        if abs(seconds) >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def _time(unix_seconds: float | None, empty: str = "never") -> Markup:
+    """Return an instant as people read it, in UTC, and as machines do."""
+    if unix_seconds is None:
+        return Markup('<span class="quiet">{}</span>').format(empty)
+    at = datetime.fromtimestamp(unix_seconds, UTC)
+    return Markup('<time datetime="{}">{}</time>').format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), at.strftime("%Y-%m-%d %H:%M"))
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _share(part: float | None) -> str:
+    return "–" if part is None else f"{part:.0%}"
+
+
+def _ms(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return "–"
+    return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:,.0f} ms"

@@ -1,0 +1,31 @@
+"""The table of routes: what there is, and who may have it. What is not here is not there."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.console import callers, overview, signing
+from gateway.console.visit import Route
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route("GET", "/sign-in", None, signing.sign_in_page),
+    Route("POST", "/sign-in", None, signing.sign_in),
+    Route("POST", "/sign-out", "auditor", signing.sign_out),
+    Route("GET", "/overview", "auditor", overview.overview),
+    Route("GET", "/callers", "auditor", callers.callers),
+    Route("GET", "/callers/{key}", "auditor", callers.caller),
+    Route("GET", "/callers/{key}/revoke", "operator", callers.revoke_page),
+    Route("POST", "/callers/{key}/revoke", "operator", callers.revoke),
+    Route("GET", "/callers/{key}/extend", "operator", callers.extend_page),
+    Route("POST", "/callers/{key}/extend", "operator", callers.extend),
+)
+"""Each GET is had as JSON too, at its path with `.json`."""
+
+_NAMES: Final = {
+    "/overview": "Overview",
+    "/audit": "Audit",
+    "/limits": "Limits",
+    "/callers": "Callers",
+    "/integrity": "Integrity",
+}
+NAVIGATION: Final = tuple((path, name) for path, name in _NAMES.items() if any(route.path == path for route in ROUTES))

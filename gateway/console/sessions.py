@@ -1,0 +1,93 @@
+"""Who is signed in: sessions in Redis, each under the digest of an id that the browser alone holds."""
+
+from __future__ import annotations
+
+import secrets
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+
+from gateway.config import Console
+from gateway.console.keys import ROLES, Role, key_of
+from gateway.ledger.names import KEYS_TAG
+
+_BASE: Final = f"gw:{{{KEYS_TAG}}}:console:session:"
+_ID_BYTES: Final = 32
+_NOTICE_SECONDS: Final = 60
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody signed in."""
+
+    who: str
+    """As records name who did something: `console:NAME`."""
+    role: Role
+    csrf: str
+    """Stands in every form of this session."""
+    began_at: float
+    """Unix seconds."""
+    key_id: str | None = None
+    """The console key that it rests on, and ends with; None where somebody was proved in another way."""
+
+    def may(self, role: Role) -> bool:
+        """Say whether it may do what a role may."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+
+_read = msgspec.json.Decoder(Session).decode
+
+
+class Sessions:
+    """The sessions, as one request works on them. Redis' faults go to whoever opened the client."""
+
+    def __init__(self, client: Any, settings: Console) -> None:
+        self._client = client
+        self._idle_seconds = settings.session_idle_minutes * 60
+        self._whole_seconds = settings.session_hours * 3600
+
+    async def begin(self, who: str, role: Role, now: float, key_id: str | None = None) -> str:
+        """Sign somebody in, and return the id for the browser. `now`: Unix seconds."""
+        identity = secrets.token_urlsafe(_ID_BYTES)
+        session = Session(who=who, role=role, csrf=secrets.token_urlsafe(_ID_BYTES), began_at=now, key_id=key_id)
+        await self._client.set(_name(identity), msgspec.json.encode(session), ex=min(self._idle_seconds, self._whole_seconds))
+        return identity
+
+    async def find(self, identity: str, now: float) -> Session | None:
+        """Return a session that goes on, and let its idle time begin anew; None where there is none, or none any more."""
+        kept = await self._client.get(_name(identity))
+        if kept is None:
+            return None
+        session = _read(kept)
+        left = session.began_at + self._whole_seconds - now
+        if left <= 0 or not await self._rests_on_a_live_key(session, now):
+            await self.end(identity)
+            return None
+        await self._client.pexpire(_name(identity), int(min(self._idle_seconds, left) * 1000) + 1)
+        return session
+
+    async def end(self, identity: str) -> None:
+        """Sign somebody out."""
+        await self._client.delete(_name(identity), _name(identity) + ":notice")
+
+    async def leave_notice(self, identity: str, text: str) -> None:
+        """Leave a line for the next page of a session."""
+        await self._client.set(_name(identity) + ":notice", text, ex=_NOTICE_SECONDS)
+
+    async def take_notice(self, identity: str) -> str:
+        """Return the line that was left, once; empty where there is none."""
+        name = _name(identity) + ":notice"
+        left = await self._client.get(name)
+        if left is not None:
+            await self._client.delete(name)
+        return left.decode() if left is not None else ""
+
+    async def _rests_on_a_live_key(self, session: Session, now: float) -> bool:
+        if session.key_id is None:
+            return True
+        key = await key_of(self._client, session.key_id)
+        return key is not None and key.state(now) == "live"
+
+
+def _name(identity: str) -> str:
+    return _BASE + sha256(identity.encode()).hexdigest()
