@@ -10,6 +10,8 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -111,7 +113,7 @@ port = 0
                 for role in ROLES:
                     _, self.keys[role] = await console_keys.issue(opened, f"an-{role}", role, None, "tests")
 
-        asyncio.run(issue())
+        _run(issue())
 
     def forget_tries(self) -> None:
         """Let everybody try to sign in anew."""
@@ -135,7 +137,7 @@ port = 0
 
     def fill(self, calls: int = 600) -> None:
         """Write a day of life: keys of several services in every state, calls of every kind, writers, open intents."""
-        asyncio.run(_fill(self.redis.url, calls))
+        _run(_fill(self.redis.url, calls))
 
 
 class Visitor(httpx.Client):
@@ -156,6 +158,12 @@ class Visitor(httpx.Client):
     def csrf(self) -> str:
         """Return the token that stands in the forms of this session."""
         return re.findall(r'name="csrf" value="([^"]+)"', self.get("/overview").text)[0]
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    # Playwright has a loop in this thread.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 async def _fill(url: str, calls: int) -> None:
