@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 from gateway.client import (
-    UNKNOWN,
     AsyncClient,
     Client,
     Done,
@@ -30,6 +29,7 @@ from gateway.client import (
     Unavailable,
     Unknown,
 )
+from gateway.client.call import UNKNOWN
 from gateway.errors import Problem
 from tests.e2e.scripted import Line, ScriptedVendor, answered
 from tests.running import Stack
@@ -172,7 +172,7 @@ def test_a_wrong_key(stack: Stack, ask: Ask) -> None:
     assert (error.status, error.error) == (401, "credential_revoked")
     report = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     shown = "\n".join(line for line in report.splitlines() if "key = " not in line)  # The test's own frames hold it.
-    assert "gateway/client.py" in shown
+    assert "gateway/client/clients.py" in shown
     assert key not in shown + repr(error) + str(error) + repr(vars(error))
 
 
@@ -236,6 +236,9 @@ def test_nobody_knows(stack: Stack, ask: Ask, parties: tuple[str, str]) -> None:
     error = refused(Unknown, lambda: ask(stack.url, stack.key, m1=parties[0], m2=parties[1], expires_in_minutes=5))
 
     assert (error.status, error.error, error.tries) == (409, "idempotency_unknown", 2)
+    assert (
+        stack.unset(m1=parties[0], headers={"Idempotency-Key": error.idempotency_key}).json()["error"] == "idempotency_mismatch"
+    )
     assert len(stack.vendor_calls()) == 1
 
 
@@ -525,7 +528,7 @@ def test_importing_it_is_cheap() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     ours, everything = done.stdout.splitlines()
 
-    assert ours == "['gateway', 'gateway.client']"
+    assert ours == "['gateway', 'gateway.client', 'gateway.client.call', 'gateway.client.clients', 'gateway.client.errors']"
     assert not {"redis", "starlette", "uvicorn", "phonenumbers", "structlog", "aiohttp", "cryptography", "msgspec"} & set(
         everything.split()
     )
