@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,8 +23,9 @@ from gateway.admission import Policies
 from gateway.audit import Auditor, change
 from gateway.authentication import Authenticator
 from gateway.bulkhead import Breaker, Bulkhead, State
-from gateway.calling import Account, Calling
+from gateway.calling import Account, Calling, Upstream
 from gateway.config import SecretReference, Settings
+from gateway.counts import Counted, Requests, Timed
 from gateway.credentials import Exchange
 from gateway.endpoints import Check, Fallback, Health, Unset, describe
 from gateway.errors import Refusal
@@ -61,15 +63,24 @@ _LONGER_US = 5_000_000
 class Application(Starlette):
     """Starlette, past whose middleware and router the one call goes straight: they would cost it a tenth more."""
 
-    def __init__(self, unset: ASGIApp, **options: Any) -> None:
-        """`options` are Starlette's."""
+    def __init__(self, unset: ASGIApp, operators: ASGIApp, ops_port: int, requests: Requests, **options: Any) -> None:
+        """`operators` answers what comes by the port `ops_port`, 0: none does; `options` are Starlette's."""
         super().__init__(**options)
         self.unset = unset
+        self._operators = operators
+        self._ops_port = ops_port
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
-        if scope["type"] == "http" and scope["path"] == UNSET_PATH:
-            await self.unset(scope, receive, send)
+        if scope["type"] == "http" and scope["server"][1] == self._ops_port:
+            await self._operators(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] == UNSET_PATH:
+            self._requests.under_way += 1
+            try:
+                await self.unset(scope, receive, send)
+            finally:
+                self._requests.under_way -= 1
         else:
             await super().__call__(scope, receive, send)
 
@@ -81,10 +92,13 @@ def create_app(
     logger: Logger | None = None,
     clock: Callable[[], float] = time.time,
     leaving: Callable[[], bool] = lambda: False,
+    http_refused: Mapping[str, int] = MappingProxyType({}),
+    ops_port: int = 0,
 ) -> Starlette:
     """Return the gateway as an ASGI application; sockets are opened in its lifespan.
 
-    `leaving` says whether the process is about to end, and so no longer ready.
+    `leaving` says whether the process is about to end, and so no longer ready; `http_refused` how many requests did not even
+    come this far, by problem; what comes by the port `ops_port` gets operators' answers.
 
     `settings.redis.url` must be set: whoever starts the process starts the embedded server.
     Raises: SecretUnreadable, OSError.
@@ -100,9 +114,10 @@ def create_app(
         for name, ledger in ledgers.items()
     }
     upstreams = {name: HttpUpstream(settings.upstream, account.brand) for name, account in settings.accounts.items()}
+    timed = {name: Timed(upstream, time.monotonic) for name, upstream in upstreams.items()}
     accounts = {
         name: make_account(
-            settings, name, pseudonyms, ledgers[name], vaults[name], upstreams[name], partial(_breaker_changed, log, name)
+            settings, name, pseudonyms, ledgers[name], vaults[name], timed[name], partial(_breaker_changed, log, name)
         )
         for name in settings.accounts
     }
@@ -113,7 +128,8 @@ def create_app(
         clock=clock,
         warn=partial(_key_ends, log),
     )
-    observer = LogObserver(log)
+    requests = Requests()
+    observer = Counted(LogObserver(log), requests)
     pipeline = Pipeline(
         body_bytes_max=settings.server.body_bytes_max,
         identities=identities,
@@ -127,7 +143,10 @@ def create_app(
     )
 
     shared = environ.get(FOLDER_VARIABLE)
-    metrics = Metrics(identities, accounts, settings.server.metrics_networks, clock, Path(shared) if shared else None)
+    metrics = Metrics(
+        identities, accounts, ledgers, vaults, timed, requests, http_refused, serving, settings.server.metrics_networks, clock,
+        Path(shared) if shared else None,
+    )  # fmt: skip
     provers = [make_prover(settings, name, account) for name, account in accounts.items()]
 
     @asynccontextmanager
@@ -144,8 +163,11 @@ def create_app(
             endless: list[Callable[[], Awaitable[None]]] = [vault.watch for vault in vaults.values()]
             endless += [partial(prover.watch, settings.upstream.probe_seconds, observer) for prover in provers]
             endless += [identities.registry.count_for_ever, identities.warn_for_ever]
-            endless += [metrics.keep_written] if shared else []
-            endless += [partial(_keys_kept_up, identities, ledgers), *(ledger.keep_up for ledger in ledgers.values())]
+            endless += [
+                metrics.watch,
+                partial(_keys_kept_up, identities, ledgers),
+                *(ledger.keep_up for ledger in ledgers.values()),
+            ]
             for work in endless:
                 stack.callback(asyncio.create_task(_kept_up(work, observer)).cancel)
             writers = {name: ledger.writer for name, ledger in ledgers.items()}
@@ -156,16 +178,19 @@ def create_app(
     fallback = Fallback(settings.server.cors_origins)
     unset = Unset(pipeline, settings.server, clock)
     health = _health(accounts, ledgers, vaults, identities, leaving)
+    alive = [Route("/livez", health.live), Route("/readyz", health.ready)]
+    refusing = {404: fallback.not_found, 405: fallback.method_not_allowed}
     return Application(
         unset,
+        Starlette(routes=[*alive, Route("/metrics", metrics.answer)], exception_handlers=refusing),
+        ops_port,
+        requests,
         routes=[
             Route(UNSET_PATH, unset),
-            Route("/livez", health.live),
-            Route("/readyz", health.ready),
-            Route("/metrics", metrics.answer),
+            *alive,
             Route("/openapi.json", describe(describe_api(__version__))),
         ],
-        exception_handlers={404: fallback.not_found, 405: fallback.method_not_allowed},
+        exception_handlers=refusing,
         lifespan=lifespan,
     )
 
@@ -176,7 +201,7 @@ def make_account(
     pseudonyms: Pseudonyms,
     ledger: RedisLedger,
     vault: Vault,
-    upstream: HttpUpstream,
+    upstream: Upstream,
     breaker_changed: Callable[[State], None] = lambda _: None,
 ) -> Account:
     """Return everything of one vendor account."""
@@ -282,7 +307,7 @@ def archive_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
     return Path(settings.audit.archive or embedded.state_folder(settings.server.state_dir, environ) / "archive")
 
 
-async def _kept_up(work: Callable[[], Awaitable[None]], observer: LogObserver) -> None:
+async def _kept_up(work: Callable[[], Awaitable[None]], observer: Counted) -> None:
     """Do what is to be done for ever, also after an error that nobody foresaw."""
     while True:
         try:

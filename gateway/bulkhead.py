@@ -146,6 +146,11 @@ class Bulkhead:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
+    def places(self) -> int:
+        """How many calls may be under way at once."""
+        return self._places
+
+    @property
     def in_use(self) -> int:
         """How many calls are under way."""
         return self._places - self._free

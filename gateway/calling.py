@@ -102,6 +102,9 @@ class Observer(Protocol):
     def recorded(self, record: Record) -> None:
         """Note one record."""
 
+    def ended(self, record: Record) -> None:
+        """Note the last record of a request."""
+
     def alarm(self, event: str, **facts: str) -> None:
         """Note what somebody should look at."""
 

@@ -300,6 +300,8 @@ class Server:
 
     host: str = _s("address to listen on", _text, "127.0.0.1")
     port: int = _s("port to listen on; 0 takes a free one", _between(0, 65535), 8080)
+    ops_host: str = _s("address to listen on for operators", _text, "127.0.0.1")
+    ops_port: int = _s("port of `/metrics`, `/livez` and `/readyz` for operators; 0: none", _between(0, 65535), 9180)
     workers: int = _s("processes that share the port", _between(1, WORKERS_MAX), 1)
     body_bytes_max: int = _s("longest body taken", _between(256, 1_048_576), 16_384)
     headers_max: int = _s("most headers taken", _between(8, 1000), 100)
@@ -752,6 +754,8 @@ def _named(setting: Field[Any], tables: Any, path: str, faults: list[Fault]) -> 
 def _contradictions(settings: Settings) -> list[Fault]:
     """Return what no single setting shows."""
     faults = [*_account_faults(settings), *_workload_faults(settings), *_policy_faults(settings.policies, settings.accounts)]
+    if settings.server.ops_port and settings.server.ops_port == settings.server.port:
+        faults.append(Fault("server.ops_port", "must not be server.port"))
     if settings.redis.cluster and settings.redis.sentinels:
         faults.append(Fault("redis.cluster", "cannot be true together with redis.sentinels"))
     if not all(re.fullmatch(r"[^:\s]+:\d{1,5}", sentinel) for sentinel in settings.redis.sentinels):

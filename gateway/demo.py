@@ -27,6 +27,7 @@ _CONFIG: Final = """\
 # Written by `gateway demo`; used by `gateway keys` and `gateway audit` beside it.
 [server]
 port = {port}
+ops_port = 0
 state_dir = {folder}
 lame_duck_seconds = 0
 [accounts.demo]

@@ -48,6 +48,7 @@ _SLOW_ANSWERS: Final = frozenset(("stalled", "one_byte"))
 _CONFIG: Final = """\
 [server]
 port = 0
+ops_port = {ops_port}
 state_dir = {state}
 header_timeout_ms = 1000
 body_timeout_ms = 1000
@@ -218,8 +219,11 @@ class _Check:
         (self._folder / "ssid").write_text(self._ssid + "\n")
         (self._folder / "signing").write_text(self._sealing_key.text())
         self._config = self._folder / "gateway.toml"
+        ops_port = _free_port()
+        self._ops = f"http://127.0.0.1:{ops_port}"
         self._config.write_text(
             _CONFIG.format(
+                ops_port=ops_port,
                 state=json.dumps(str(self._folder / "state")),
                 redis=self._store.url,
                 brand=self._brand,
@@ -360,7 +364,8 @@ class _Check:
             self._answers.append(_exchanged(self._url, raw.encode()))
             self.calls += 1
         for path in ("/readyz", f"/readyz?account={self._key}", "/metrics", "/openapi.json", f"/{m1}"):
-            self._outputs[f"GET {path.partition('?')[0].replace(m1, '…')}"] = self._http.get(self._url + path).content
+            url = self._ops if path == "/metrics" else self._url
+            self._outputs[f"GET {path.partition('?')[0].replace(m1, '…')}"] = self._http.get(url + path).content
             self.calls += 1
 
     def _commands(self) -> None:
@@ -455,6 +460,13 @@ class _Check:
         signer.sign(request, key_id=self._signer_id, nonce=nonce, body=body, covered_component_ids=covered)
         headers: dict[str, str] = request.headers
         return headers
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _exchanged(url: str, raw: bytes) -> bytes:

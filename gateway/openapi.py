@@ -37,17 +37,6 @@ def describe_api(version: str) -> dict[str, Any]:
                     },
                 )
             },
-            "/metrics": {
-                "get": {
-                    "operationId": "metrics",
-                    "summary": "For Prometheus, from the networks that may read it.",
-                    "security": [],
-                    "responses": {
-                        "200": {"description": "Gauges.", "content": {"text/plain": {"schema": {"type": "string"}}}},
-                        "403": {"description": "Not from here.", "content": {"text/plain": {"schema": {"type": "string"}}}},
-                    },
-                }
-            },
             "/openapi.json": {
                 "get": {
                     "operationId": "openapi",

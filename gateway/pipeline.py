@@ -208,7 +208,7 @@ class Pipeline:
         if story.caller is not None:
             self.identities.used(story.caller, arrival.received_at)
         story.account.ledger.settle(record, story.made.held if story.made is not None else None, _claimed(story, outcome))
-        self.calling.observer.recorded(record)
+        self.calling.observer.ended(record)
 
     def _story(self) -> _Story:
         # Until the caller's account is known, what is refused stands in the trail of the first.

@@ -16,10 +16,11 @@ import signal
 import socket
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Final
+from typing import ClassVar, Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -38,6 +39,7 @@ from gateway.metrics import FOLDER_VARIABLE
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _FIRST_SECONDS: Final = 1.0
 _INTERIM: Final = b"HTTP/1.1 100 "
+_OPS_PORT: Final = "GATEWAY_OPS_PORT"
 _WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
 
 
@@ -105,6 +107,8 @@ class GatewayProtocol(HttpToolsProtocol):
     """Set once per process, before the first connection."""
     departure: Departure = Departure(0)
     """Set with it."""
+    refused: ClassVar[Counter[str]] = Counter()
+    """How many requests were refused here, by problem, on all connections of the process."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request's head."""
@@ -225,6 +229,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._refused = True
+        self.refused[problem.slug] += 1
         self._disarm()
         answering = self._answering
         if answering is not None and not answering.response_complete:
@@ -289,7 +294,13 @@ def app_from_environment() -> Starlette:
     GatewayProtocol.bounds = settings.server
     GatewayProtocol.departure = departure = Departure(settings.server.lame_duck_seconds)
     departure.take_signals()
-    app = create_app(settings, os.environ, leaving=lambda: departure.begun)
+    app = create_app(
+        settings,
+        os.environ,
+        leaving=lambda: departure.begun,
+        http_refused=GatewayProtocol.refused,
+        ops_port=int(os.environ.get(_OPS_PORT, "0")),
+    )
     app.router.redirect_slashes = False
     # What was made until here stays, and calls leave hardly a circle behind: looking for them often is a twentieth of the work.
     gc.collect()
@@ -298,7 +309,7 @@ def app_from_environment() -> Starlette:
     return app
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, fix: str = "pass --port N") -> socket.socket:
     """Return a listening socket's address taken. Raises: BindError, one line with the fix."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -308,7 +319,7 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "no such address"
-        raise BindError(f"cannot listen on {host}:{port} ({reason}): stop what uses it, or pass --port N") from None
+        raise BindError(f"cannot listen on {host}:{port} ({reason}): stop what uses it, or {fix}") from None
     listener.set_inheritable(True)
     return listener
 
@@ -341,27 +352,30 @@ def uvicorn_config(settings: Settings, workers: int) -> uvicorn.Config:
 
 
 class Workers(Multiprocess):
-    """The processes that share one listening socket."""
+    """The processes that share listening sockets."""
 
     def terminate_all(self) -> None:
-        """End every worker, and let go of the socket: while anybody holds it, connections that nobody takes come to stand."""
+        """End every worker, and let go of the sockets: while anybody holds one, connections that nobody takes come to stand."""
         super().terminate_all()
         for listener in self.sockets:
             listener.close()
 
 
-def serve(settings: Settings, listener: socket.socket, workers: int) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in flight."""
+def serve(settings: Settings, listener: socket.socket, operators: socket.socket | None, workers: int) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight. `operators`: where they get what is for them alone."""
     # uvicorn raises the signals it took once more when it is done, which would kill us before the store is closed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _finished)
     setup = uvicorn_config(settings, workers)
+    listeners = [listener] if operators is None else [listener, operators]
+    # Read from the environment, as the settings are: with several workers nothing else comes from here to there.
+    os.environ[_OPS_PORT] = str(operators.getsockname()[1] if operators else 0)
     if workers == 1:
-        uvicorn.Server(setup).run(sockets=[listener])
+        uvicorn.Server(setup).run(sockets=listeners)
         return
     with TemporaryDirectory(prefix="gateway-metrics-") as shared:
         os.environ[FOLDER_VARIABLE] = shared
-        Workers(setup, [listener]).run()
+        Workers(setup, listeners).run()
 
 
 async def serve_one(app: ASGIApp, listener: socket.socket, bounds: Server) -> None:

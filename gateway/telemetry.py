@@ -50,6 +50,10 @@ class LogObserver:
         """Write one line."""
         self._logger.info(_EVENTS[record.stage], record=record)
 
+    def ended(self, record: Record) -> None:
+        """Write one line: the request's last."""
+        self.recorded(record)
+
     def alarm(self, event: str, **facts: str) -> None:
         """Write one line that somebody should look at."""
         self._logger.error(event, **facts)

@@ -9,7 +9,7 @@ import secrets
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -94,6 +94,8 @@ class Vault:
         self._changed = changed
         self._seen = {slot: self._stamps(slot) for slot in self._slots}
         self._loaded: dict[Slot, VendorCredential] = {}
+        self.loaded_at: dict[Slot, float] = {}
+        """Unix seconds at which the value of each slot was read first."""
         self._why: dict[Slot, str] = {}
         for slot in self._slots:
             self._read(slot)
@@ -104,6 +106,16 @@ class Vault:
     def loaded(self) -> Mapping[Slot, VendorCredential]:
         """The credentials there are, by slot."""
         return self._loaded
+
+    @property
+    def slots(self) -> Collection[Slot]:
+        """The slots that the settings give a credential."""
+        return self._slots.keys()
+
+    @property
+    def unreadable(self) -> Collection[Slot]:
+        """The slots whose credential could not be read again, or ever."""
+        return self._why.keys()
 
     def ping(self) -> None:
         """Raise SecretUnreadable when a credential in use could not be read again."""
@@ -148,6 +160,7 @@ class Vault:
         fresh = VendorCredential(slot, mac.hexdigest()[:8], **values, forms=forms_of(hidden))
         if slot not in self._loaded or self._loaded[slot].version != fresh.version:
             self._loaded[slot] = fresh
+            self.loaded_at[slot] = time.time()
             self._changed(slot, fresh.version, "")
 
     def _stamps(self, slot: Slot) -> list[_Stamp]:

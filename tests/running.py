@@ -235,8 +235,10 @@ class Stack:
         self.redis.__exit__()
 
     def start_gateway(self) -> None:
-        self.gateway = self.spawn_gateway()
+        port = free_port()
+        self.gateway = self.spawn_gateway("--ops-port", str(port))
         self.url = self.gateway.address()
+        self.ops_url = f"http://127.0.0.1:{port}"
         self.host, port = self.url.removeprefix("http://").split(":")
         self.port = int(port)
         until(lambda: self._ready(), what="the gateway being ready")
@@ -270,6 +272,7 @@ class Stack:
         return f"""
 [server]
 port = 0
+ops_port = 0
 state_dir = "{self.folder / "state"}"
 header_timeout_ms = 1500
 body_timeout_ms = 1500
@@ -298,6 +301,12 @@ pseudonym_key = {{ env = "PSEUDONYM_KEY" }}
 [log]
 {self._sections["log"]}
 """
+
+    def metrics(self) -> str:
+        """Return what Prometheus would read now, by a connection of its own: workers share the port."""
+        answer = httpx.get(self.ops_url + "/metrics", trust_env=False)
+        assert answer.status_code == 200, answer.text
+        return answer.text
 
     @property
     def pid(self) -> int:

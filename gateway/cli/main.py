@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,7 +18,7 @@ from gateway.cli.keys import add_keys
 from gateway.cli.limits import add_limits
 from gateway.cli.opened import CONFIG_VARIABLE, config_path, has_redis, read_settings
 from gateway.cli.upstream import add_upstream
-from gateway.config import WORKERS_MAX, ConfigError
+from gateway.config import WORKERS_MAX, ConfigError, Settings
 from gateway.embedded import EmbeddedError
 from gateway.errors import Refusal
 from gateway.opened import UsageError
@@ -70,6 +71,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     log = make_logger(settings.log.level)
     check.start_faults(settings, os.environ, log)
     listener = bind(arguments.host or settings.server.host, settings.server.port if arguments.port is None else arguments.port)
+    operators = _bind_operators(settings, arguments.ops_port, listener)
     host, port = listener.getsockname()[:2]
     store = None if has_redis(settings) else embedded.start(folder)
     try:
@@ -77,17 +79,20 @@ def _serve(arguments: argparse.Namespace) -> int:
             os.environ["GATEWAY_REDIS_URL"] = store.url
         os.environ[CONFIG_VARIABLE] = str(path)
         check.durability(config.parse(check.document(path), os.environ), os.environ, log)
-        log.info("gateway.listening", address=f"http://{host}:{port}", workers=workers)
+        ops = {} if operators is None else {"ops": "http://{}:{}".format(*operators.getsockname()[:2])}
+        log.info("gateway.listening", address=f"http://{host}:{port}", workers=workers, **ops)
         inside = settings.audit.sealing == "serve" or (settings.audit.sealing == "auto" and store is not None)
         sealer = Beside(["audit", "seal", "--config", str(path)]) if inside else None
         try:
-            serve(settings, listener, workers)
+            serve(settings, listener, operators, workers)
         finally:
             # After the workers: their last records are to be sealed too.
             if sealer is not None:
                 sealer.stop()
     finally:
         listener.close()
+        if operators is not None:
+            operators.close()
         if store is not None:
             store.close()
     return 0
@@ -98,6 +103,17 @@ def _console(arguments: argparse.Namespace) -> int:
 
     run: Callable[[argparse.Namespace], int] = getattr(console, arguments.does)
     return run(arguments)
+
+
+def _bind_operators(settings: Settings, asked: int | None, listener: socket.socket) -> socket.socket | None:
+    """Return where operators get what is for them; None: nowhere. Raises: BindError, UsageError."""
+    port = settings.server.ops_port if asked is None else asked
+    if not port:
+        return None
+    # What comes is told apart by the port alone: with another host it could still be both.
+    if port == listener.getsockname()[1]:
+        raise UsageError("server.ops_port: must not be the port of callers; pass --ops-port N, or 0 for none")
+    return bind(settings.server.ops_host, port, "set server.ops_port, or pass --ops-port N, 0 for none")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -124,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("serve", parents=[configured], help="serve callers")
     command.add_argument("--host")
     command.add_argument("--port", type=int)
+    command.add_argument("--ops-port", type=int, metavar="N", help="port of /metrics, /livez and /readyz; 0: none")
     command.add_argument("--workers", type=int, metavar="N", help="processes that share the port")
     command.set_defaults(run=_serve)
 

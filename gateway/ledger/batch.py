@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError, TryAgainError
 
+from gateway.durations import Durations
 from gateway.ledger.connect import FAULTS, Command
 
 _BATCH_MAX: Final = 256
@@ -26,6 +27,8 @@ _PAUSE_MAX_SECONDS: Final = 5.0
 _TRY_AGAIN_SECONDS: Final = 0.01
 _UNHURRIED_SECONDS: Final = 0.005
 """How long what nobody waits for waits for something that somebody does, to go with it."""
+ROUND_TRIPS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+"""Seconds by which the round trips that were answered are told apart."""
 # redis-py has no class for these; the server works, but cannot keep anything now.
 _UNABLE: Final = ("MISCONF", "NOREPLICAS", "BUSY ")
 
@@ -74,6 +77,7 @@ class Batch:
         self._prober: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._not_before = 0.0
+        self.round_trips = Durations(ROUND_TRIPS)
         self.down = False
         """Whether the breaker answers in Redis' place now."""
 
@@ -136,9 +140,12 @@ class Batch:
 
     async def _exchange(self, batch: list[tuple[Command, asyncio.Future[Any]]]) -> None:
         self._before()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             async with _patient(self._timeout_seconds):
                 results = await self._send([command for command, _ in batch])
+            self.round_trips.add(loop.time() - began)
         except FAULTS as error:
             await self._lost(type(error).__name__, batch)
             return

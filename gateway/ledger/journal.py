@@ -135,8 +135,18 @@ class Journal:
     @property
     def disk_short(self) -> bool:
         """Whether less of the disk is free than has to stay so."""
+        return self.disk_free_bytes < self.bounds.disk_free_bytes_min
+
+    @property
+    def disk_free_bytes(self) -> int:
+        """How much of the disk is free. Raises: OSError."""
         found = os.statvfs(self.folder)
-        return found.f_bavail * found.f_frsize < self.bounds.disk_free_bytes_min
+        return found.f_bavail * found.f_frsize
+
+    @property
+    def sizes(self) -> list[int]:
+        """The bytes of each of its segments."""
+        return [segment.size for segment in self._segments]
 
     def begun_anew(self, writer: str) -> Journal:
         """Return a journal under another name; what stands in this one is set aside, for somebody to look at."""

@@ -29,6 +29,8 @@ class Names:
         self.processes = base + "processes"
         self.probe = base + "probe"
         self._refused = base + "refused:"
+        self.checkpoint = base + "checkpoint"
+        """Of `KEYS_TAG` alone: until when the trail is sealed, in Unix seconds, and how many records are."""
 
     def once(self, name: str) -> str:
         """Return where the claim on an idempotency key is kept."""

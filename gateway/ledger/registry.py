@@ -98,7 +98,7 @@ class KeyRegistry:
         self._keys, self._epoch, self._accounts_key = base + "keys", base + "epoch", base + "accounts"
         self._used, self._use, self._warned = base + "used", base + "use:", base + "warned:"
         names = Names(KEYS_TAG)
-        self._trail = (names.tips, names.audit)
+        self._trail, self._checkpoint = (names.tips, names.audit), names.checkpoint
         self._chain = Chain(writer)
         self._connection = connection
         self._accounts = tuple(accounts)
@@ -132,6 +132,17 @@ class KeyRegistry:
     async def ping(self) -> None:
         """Raise LedgerDown when the keys could not be read again now."""
         await self._batch.submit("EXISTS", self._epoch)
+
+    async def checkpoint(self) -> tuple[float, int] | None:
+        """Return until when the trail is sealed, in Unix seconds, and how many records are; None: never, or Redis is away."""
+        try:
+            found = await self._batch.submit("GET", self._checkpoint)
+        except (LedgerDown, ResponseError):
+            return None
+        if not found:
+            return None
+        until, size = found.split()
+        return float(until), int(size)
 
     async def refresh(self, at_least: int = 0) -> None:
         """Read the keys again if they changed. `at_least` is an epoch that was seen elsewhere.

@@ -133,10 +133,19 @@ class TrailWriter:
     @property
     def full(self) -> bool:
         """Whether as much waits for Redis as may."""
+        return self.used_ratio >= 1
+
+    @property
+    def used_ratio(self) -> float:
+        """How much of what may wait for Redis does, by bytes or by time; 1 and more: all of it."""
         bounds = self.journal.bounds
-        return self._waiting_bytes >= bounds.bytes_max or (
-            bool(self._waiting) and self._now() - self._waiting_since > bounds.seconds_max
-        )
+        used = self._waiting_bytes / bounds.bytes_max
+        return max(used, (self._now() - self._waiting_since) / bounds.seconds_max) if self._waiting else used
+
+    @property
+    def unsealed(self) -> int:
+        """How many of its records are not known to be sealed."""
+        return self.last - self.sealed
 
     def write(self, record: Record, opens: str = "", claim: Claim | None = None) -> Link:
         """Take a record into the chain and the journal, without sending it."""

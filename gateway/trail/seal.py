@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from gateway.audit import Record, change, rfc3339
+from gateway.audit import Record, change, rfc3339, unix_seconds
 from gateway.ledger.chain import read_tip
 from gateway.ledger.names import KEYS_TAG, Names
 from gateway.trail.archive import CHECKPOINT, Archive, ArchiveError
@@ -125,6 +125,9 @@ class Sealer:
         over = self.archive.forget(rfc3339(now - _COMMANDS_SECONDS), rfc3339(now - _CLOSED_SECONDS))
         note = self._sign(sealed_until)
         await asyncio.to_thread(self.archive.publish, note)
+        # For the gateways, whose metrics tell it: the archive is on another machine.
+        told = f"{unix_seconds(self._signed_until)} {self.archive.state.size}"
+        await self.client.set(Names(KEYS_TAG).checkpoint, told)
         await self._tell(over)
         if now - self._trimmed_at >= _TRIM_EVERY_SECONDS:
             self._trimmed_at = now

@@ -123,6 +123,7 @@ def _gateway(stack: ExitStack, folder: Path, redis: Redis, vendor_port: int, nam
     config = folder / "gateway.toml"
     config.write_text(f"""
 [server]
+ops_port = 0
 state_dir = "{folder / "state"}"
 lame_duck_seconds = 0
 [redis]

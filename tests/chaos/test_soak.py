@@ -188,7 +188,7 @@ def test_nothing_grows_and_nothing_is_lost(start: Callable[..., Stack]) -> None:
 
     rate = asyncio.run(soak.run())
 
-    until(lambda: 'gateway_degraded{account="test"} 0.0' in stack.http.get(stack.url + "/metrics").text, what="Redis being back")
+    until(lambda: 'gateway_degraded{account="test"} 0.0' in stack.metrics(), what="Redis being back")
     settled(stack, 60)
     assert stack.gateway.stop() == 0
     seal(stack)

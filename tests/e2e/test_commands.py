@@ -97,6 +97,7 @@ def test_serve_without_a_redis_configured_starts_one(tmp_path: Path, stack: Stac
     config = tmp_path / "g.toml"
     config.write_text(f"""
 [server]
+ops_port = 0
 state_dir = "{tmp_path / "s"}"
 lame_duck_seconds = 0
 [accounts.main]

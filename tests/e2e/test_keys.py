@@ -146,7 +146,7 @@ def test_an_end_is_announced(start: Callable[..., Stack]) -> None:
 
     until(lambda: "key.ends_soon" in stack.gateway_log(), what="the warning")
     warned = [json.loads(line) for line in stack.gateway_log().splitlines() if '"key.ends_soon"' in line]
-    metrics = stack.http.get(stack.url + "/metrics").text
+    metrics = stack.metrics()
     assert [line["key_id"] for line in warned] == [soon]
     assert [row["ends_soon"] for row in (*listed(stack, soon), *listed(stack, late))] == [True, False]
     (value,) = [float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if soon in line]
@@ -157,7 +157,7 @@ def test_metrics_are_for_their_networks(start: Callable[..., Stack]) -> None:
     """Who has keys here is nobody else's business."""
     stack = start(server='metrics_networks = ["10.0.0.0/8"]')
 
-    assert stack.http.get(stack.url + "/metrics").status_code == 403
+    assert stack.http.get(stack.ops_url + "/metrics").status_code == 403
 
 
 def test_bindings_refuse_by_name(start: Callable[..., Stack]) -> None:
@@ -318,7 +318,7 @@ def test_revoke_waits_for_calls_that_were_admitted(start: Callable[..., Stack]) 
     for caller in callers:
         caller.start()
     waiting = 'gateway_upstream_calls{account="test",state="waiting"} 29.0'
-    until(lambda: waiting in stack.http.get(stack.url + "/metrics").text, what="all but one waiting")
+    until(lambda: waiting in stack.metrics(), what="all but one waiting")
 
     done = stack.cli("keys", "revoke", key_id)
     returned_at = time.time()

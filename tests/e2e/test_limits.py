@@ -268,10 +268,7 @@ def test_shadow_is_seen_everywhere_and_refuses_nobody(start: Callable[..., Stack
     outcomes = [stack.records(last.headers["x-request-id"])[-1]]
     assert outcomes[0]["shadow_deny"] == "tried"
     assert sum("shadow_deny" in record for record in stack.stream()) == 3
-    assert (
-        'gateway_limit_refused_total{account="test",mode="shadow_deny",policy="tried"} 3.0'
-        in stack.http.get(stack.url + "/metrics").text
-    )
+    assert 'gateway_limit_refused_total{account="test",mode="shadow_deny",policy="tried"} 3.0' in stack.metrics()
     until(lambda: shown(stack)["tried"]["shadow_refused_last_hour"] == 3, what="the count being written")
     row = explained(stack, last.headers["x-request-id"])["tried"]
     assert (row["mode"], row["verdict"], row["left"]) == ("shadow", "would have refused", 0)

@@ -73,7 +73,7 @@ def test_what_was_not_reached_is_tried_again(start: Callable[..., Stack]) -> Non
     assert len(stack.vendor_calls()) == 1
     again = stack.unset(fields, headers=key)
     assert (again.content, again.headers["idempotency-replayed"]) == (answer.content, "true")
-    metrics = stack.http.get(stack.url + "/metrics").text
+    metrics = stack.metrics()
     assert f'gateway_retries_total{{account="test"}} {len(failed)}.0' in metrics
     assert 'gateway_idempotency_repeats_total{account="test",standing="answered"} 1.0' in metrics
 

@@ -66,7 +66,7 @@ def test_a_rejected_credential_costs_no_call(start: Callable[..., Stack]) -> Non
     (change,) = [row for row in stack.stream() if row["stage"] == "change"]
     assert (change["change"], change["operator"], change["slot"]) == ("slot.switched", "gateway", "secondary")
     assert stack.http.get(stack.url + "/readyz").json()["status"] == "ok"
-    metrics = stack.http.get(stack.url + "/metrics").text
+    metrics = stack.metrics()
     assert 'gateway_credential_active{account="test",slot="secondary"} 1.0' in metrics
     assert 'gateway_credential_rejected{account="test",slot="primary"} 1.0' in metrics
 

@@ -163,7 +163,7 @@ def test_an_outage_of_the_issuer_is_bridged_for_a_while(start: Callable[..., Sta
     ready = stack.http.get(stack.url + "/readyz")
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
     assert ready.json()["checks"]["issuer.cluster"] == "JwksUnavailable"
-    assert 'gateway_issuer_available{issuer="cluster"} 0.0' in stack.http.get(stack.url + "/metrics").text
+    assert 'gateway_issuer_available{issuer="cluster"} 0.0' in stack.metrics()
     assert call(stack, stack.key, pair).status_code == 200
 
     issuer.status = 200

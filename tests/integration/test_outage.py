@@ -95,14 +95,12 @@ def test_calls_go_on(start: Callable[..., Stack], fault: str) -> None:
     ready = stack.http.get(stack.url + "/readyz")
     assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
     assert ready.json()["checks"]["account.test.redis"] == "LedgerDown"
-    metrics = stack.http.get(stack.url + "/metrics").text
+    metrics = stack.metrics()
     assert 'gateway_degraded{account="test"} 1.0' in metrics
     assert 'gateway_degraded_calls_total{account="test"} 8.0' in metrics
     mend(stack)
 
-    until(
-        lambda: 'gateway_degraded{account="test"} 0.0' in stack.http.get(stack.url + "/metrics").text, what="the breaker closing"
-    )
+    until(lambda: 'gateway_degraded{account="test"} 0.0' in stack.metrics(), what="the breaker closing")
     warm(stack)
     records = settled(stack, 10)
     each_once(records)

@@ -21,7 +21,7 @@ MEGABYTES_MAX = 150
 
 
 def metric(stack: Stack, line: str) -> float:
-    text = stack.http.get(stack.url + "/metrics").text
+    text = stack.metrics()
     return next(float(row.rpartition(" ")[2]) for row in text.splitlines() if row.startswith(line))
 
 

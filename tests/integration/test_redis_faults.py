@@ -281,7 +281,7 @@ def test_sentinel_fails_over(start: Callable[..., Stack], tmp_path: Path) -> Non
 
             assert stack.unset(m1=m1, m2=m2, expiry_duration=60).status_code == 200
             until(
-                lambda: 'gateway_degraded{account="test"} 0.0' in stack.http.get(stack.url + "/metrics").text,
+                lambda: 'gateway_degraded{account="test"} 0.0' in stack.metrics(),
                 seconds=40, what="the breaker closing",
             )  # fmt: skip
             assert stack.unset(m1=m1, m2=m2).status_code == 200

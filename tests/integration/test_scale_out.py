@@ -61,7 +61,7 @@ def test_workers_have_one_view_and_a_journal_each(start: Callable[..., Stack]) -
     def counted() -> set[float]:
         found = set()
         for _ in range(12):  # A new connection each, so that both are asked.
-            rows = httpx.get(stack.url + "/metrics", trust_env=False).text.splitlines()
+            rows = stack.metrics().splitlines()
             found.update(float(row.rpartition(" ")[2]) for row in rows if row.startswith(line))
         return found
 
