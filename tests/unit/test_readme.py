@@ -12,6 +12,7 @@ from gateway import config
 from gateway.audit import Record
 from gateway.cli.main import _parser
 from gateway.errors import Problem
+from gateway.metrics import FAMILIES
 
 README = Path("README.md").read_text()
 
@@ -96,3 +97,18 @@ def test_each_fault_is_tested_by_what_the_readme_names() -> None:
         assert named, row
         for path, test in named:
             assert f"\ndef {test}(" in Path("tests", path).read_text(), (path, test)
+
+
+def test_every_metric_is_there_in_order() -> None:
+    """The table of metrics is what the gateway exports; that this is so, a running one shows elsewhere."""
+    rows = re.findall(r"^\| `([a-z0-9_]+)` \| (counter|gauge|histogram) \| (.*?) \| (.*) \|$", README, re.MULTILINE)
+
+    assert rows == [
+        (
+            family.name + ("_total" if family.kind == "counter" else ""),
+            family.kind,
+            ", ".join(f"`{label}`" for label in family.labels) or "–",
+            family.meaning,
+        )
+        for family in FAMILIES
+    ]
