@@ -38,6 +38,7 @@ from gateway.metrics import FOLDER_VARIABLE
 
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
 _FIRST_SECONDS: Final = 1.0
+_LOADED_SECONDS: Final = 60
 _INTERIM: Final = b"HTTP/1.1 100 "
 _OPS_PORT: Final = "GATEWAY_OPS_PORT"
 _WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
@@ -345,6 +346,9 @@ def uvicorn_config(settings: Settings, workers: int) -> uvicorn.Config:
         server_header=False,
         date_header=True,
         proxy_headers=False,
+        # A worker answers once it has been loaded, which takes longer than uvicorn's 5 s where several compete for a CPU: killed
+        # for that and started again, it would never come up.
+        timeout_worker_healthcheck=_LOADED_SECONDS,
         timeout_keep_alive=server.keep_alive_seconds,
         timeout_graceful_shutdown=server.finish_seconds,
         backlog=2048,
