@@ -12,7 +12,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -28,7 +28,7 @@ from gateway.config import SecretReference, Settings
 from gateway.counts import Counted, Requests, Timed
 from gateway.credentials import Exchange
 from gateway.endpoints import Check, Fallback, Health, Unset, describe
-from gateway.errors import Refusal
+from gateway.errors import Problem, Refusal
 from gateway.idempotency import Idempotency
 from gateway.identities import Identities
 from gateway.jwks import Jwks, JwksSettings
@@ -46,11 +46,14 @@ from gateway.proving import Prover
 from gateway.retries import Retries
 from gateway.routing import Router
 from gateway.slots import Slots
-from gateway.telemetry import Logger, LogObserver, make_logger
+from gateway.telemetry import Board, Logger, LogObserver, make_logger
 from gateway.tokens import IssuerRules
 from gateway.upstream import HttpUpstream
 from gateway.validation import Validator
 from gateway.vault import SecretUnreadable, Vault, make_secret_file, read_secret
+
+if TYPE_CHECKING:
+    from gateway.tracing import Tracing
 
 _PSEUDONYM_KEY_MIN = 32
 _JWKS_SECONDS = 5.0
@@ -110,26 +113,39 @@ def create_app(
     serving = Serving(__version__, sha256(repr(settings).encode()).hexdigest()[:16])
     ledgers = {name: make_ledger(settings, name, environ, log, folder, serving) for name in settings.accounts}
     vaults = {
-        name: make_vault(settings, name, environ, pseudonym_key, partial(_credential_changed, log, ledger))
+        name: make_vault(settings, name, environ, pseudonym_key, partial(_credential_changed, log.of("vault"), ledger))
         for name, ledger in ledgers.items()
     }
-    upstreams = {name: HttpUpstream(settings.upstream, account.brand) for name, account in settings.accounts.items()}
+    tracing = make_tracing(settings, environ, log.of("tracing")) if settings.tracing.endpoint else None
+    traceparent = tracing.traceparent if tracing is not None and settings.upstream.send_traceparent else None
+    upstreams = {
+        name: HttpUpstream(
+            settings.upstream, account.brand, traceparent=traceparent, told=partial(_upstream_told, log.of("upstream"), name)
+        )
+        for name, account in settings.accounts.items()
+    }
     timed = {name: Timed(upstream, time.monotonic) for name, upstream in upstreams.items()}
     accounts = {
         name: make_account(
-            settings, name, pseudonyms, ledgers[name], vaults[name], timed[name], partial(_breaker_changed, log, name)
+            settings,
+            name,
+            pseudonyms,
+            ledgers[name],
+            vaults[name],
+            timed[name],
+            partial(_breaker_changed, log.of("upstream"), name),
         )
         for name in settings.accounts
     }
     identities = Identities(
         registry=make_registry(settings, environ),
-        jwks=Jwks(jwks_sources(settings), partial(_issuer_changed, log)),
+        jwks=Jwks(jwks_sources(settings), partial(_issuer_changed, log.of("identities"))),
         settings=settings.keys,
         clock=clock,
-        warn=partial(_key_ends, log),
+        warn=partial(_key_ends, log.of("identities")),
     )
     requests = Requests()
-    observer = Counted(LogObserver(log), requests)
+    observer = Counted(LogObserver(log.of("calls")), requests)
     pipeline = Pipeline(
         body_bytes_max=settings.server.body_bytes_max,
         identities=identities,
@@ -141,6 +157,8 @@ def create_app(
         calling=Calling(Exchange(settings.upstream.number_format), make_retries(settings), observer, clock, time.monotonic),
         clock=clock,
     )
+    if tracing is not None:
+        pipeline = tracing.stepped(pipeline)
 
     shared = environ.get(FOLDER_VARIABLE)
     metrics = Metrics(
@@ -152,6 +170,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if tracing is not None:
+                tracing.open()
+                stack.push_async_callback(tracing.aclose)
             for ledger in ledgers.values():
                 await ledger.open()
                 # Closed last: what the calls in flight leave behind still has to be written.
@@ -165,6 +186,7 @@ def create_app(
             endless += [identities.registry.count_for_ever, identities.warn_for_ever]
             endless += [
                 metrics.watch,
+                partial(_levels_kept_up, identities.registry, log.board),
                 partial(_keys_kept_up, identities, ledgers),
                 *(ledger.keep_up for ledger in ledgers.values()),
             ]
@@ -181,7 +203,7 @@ def create_app(
     alive = [Route("/livez", health.live), Route("/readyz", health.ready)]
     refusing = {404: fallback.not_found, 405: fallback.method_not_allowed}
     return Application(
-        unset,
+        unset if tracing is None else tracing.served(unset),
         Starlette(routes=[*alive, Route("/metrics", metrics.answer)], exception_handlers=refusing),
         ops_port,
         requests,
@@ -251,6 +273,11 @@ def make_ledger(
 ) -> RedisLedger:
     """Return one account's ledger of one process; `serving`: of one that serves callers. Raises: SecretUnreadable, OSError."""
     writer = _writer()
+    log = log.of("ledger")
+
+    def answered(answer: str, seconds: float) -> None:
+        if log.debugs:
+            log.debug("ledger.answered", account=account, answer=answer, duration_ms=round(seconds * 1000, 3))
 
     def changed(up: bool, why: str) -> None:
         if up:
@@ -276,7 +303,22 @@ def make_ledger(
         alarm,
         serving,
         Claims(settings.idempotency.keep_hours * 3_600_000, settings.upstream.longest_ms * 1000 + _LONGER_US),
+        answered,
     )
+
+
+def make_tracing(settings: Settings, environ: Mapping[str, str], log: Logger) -> Tracing:
+    """Return what makes spans of calls. Raises: SecretUnreadable, ImportError where the package's extra is missing."""
+    from gateway.tracing import Tracing  # noqa: PLC0415 - where there are no spans, nothing of it is loaded
+
+    def told(sent: bool) -> None:
+        if sent:
+            log.info("spans.sent_again")
+        else:
+            log.error("spans.not_sent")
+
+    headers = {name: read_secret(reference, environ).reveal() for name, reference in settings.tracing.headers}
+    return Tracing(settings, headers, told)
 
 
 def make_registry(settings: Settings, environ: Mapping[str, str]) -> KeyRegistry:
@@ -314,6 +356,18 @@ async def _kept_up(work: Callable[[], Awaitable[None]], observer: Counted) -> No
             await work()
         except Exception as error:
             observer.failed("none", error)
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _levels_kept_up(registry: KeyRegistry, board: Board) -> None:
+    """Let live changes of the log's levels hold here, and end when they are to, also while Redis is away."""
+    ends: dict[str, tuple[str, float]] = {}
+    while True:
+        with suppress(Refusal):
+            ends = {
+                name: (made.level, time.monotonic() + made.left_seconds) for name, made in (await registry.log_levels()).items()
+            }
+        board.adopt({name: level for name, (level, end) in ends.items() if end > time.monotonic()})
         await asyncio.sleep(_PAUSE_SECONDS)
 
 
@@ -373,6 +427,15 @@ def _credential_changed(log: Logger, ledger: RedisLedger, slot: str, version: st
         slot=slot, credential=version,
     )  # fmt: skip
     ledger.note(record)
+
+
+def _upstream_told(log: Logger, account: str, said: int | Problem, seconds: float) -> None:
+    if not log.debugs:
+        return
+    if isinstance(said, Problem):
+        log.debug("upstream.not_answered", account=account, problem=said.slug, duration_ms=round(seconds * 1000, 3))
+    else:
+        log.debug("upstream.answered", account=account, upstream_status=said, duration_ms=round(seconds * 1000, 3))
 
 
 def _breaker_changed(log: Logger, account: str, state: State) -> None:

@@ -30,8 +30,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     stage: Stage
     """Of a call: `intent` before anything is decided, and one that closes it: `outcome` where the vendor was called,
     `refusal` where it was not, `abort` where nobody knows or where it was decided anew. `refusal` alone: refused before the
-    limits were asked. `change` of a key, slot or limit; `search` by number. Of the writer itself: `open`, `beat`, `degraded`
-    and `recovered` with Redis, `close`."""
+    limits were asked. `change` of a key, slot, limit or log level; `search` by number. Of the writer itself: `open`, `beat`,
+    `degraded` and `recovered` with Redis, `close`."""
     writer: str = ""
     """The process that wrote it. Set by the writer, like `seq` and `prev`."""
     seq: int = -1
@@ -101,15 +101,15 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     degraded: bool = False
     """Whether it was decided without Redis."""
     subject: str | None = None
-    """Of a changed limit: whom it is for; None: everybody."""
+    """Of a changed limit: whom it is for; None: everybody. Of a changed level of the log: the module."""
     before: str | None = None
-    """Of a changed limit: what it was."""
+    """Of a changed limit or level: what it was."""
     after: str | None = None
-    """Of a changed limit: what it is."""
+    """Of a changed limit or level: what it is."""
     until: str | None = None
-    """Of a changed limit: when the change ends."""
+    """Of a changed limit or level: when the change ends."""
     why: str | None = None
-    """Of a changed limit: the operator's reason."""
+    """Of a changed limit or level: the operator's reason."""
     version: str | None = None
     """Of a writer that opens: the gateway's version."""
     config: str | None = None
@@ -338,7 +338,7 @@ def change(
     source: str | None = None,
     decision: Literal["allowed", "denied"] = "allowed",
 ) -> Record:
-    """Return the record of a change of a key, a slot or a limit, or of who uses the console. `at`, `until`: Unix seconds."""
+    """Return the record of a change of a key, slot, limit or log level, or of who uses the console. Instants: Unix seconds."""
     return Record(
         stage="change",
         at=rfc3339(at),

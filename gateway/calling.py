@@ -203,6 +203,7 @@ class Calling:
     """Unix seconds."""
     now: Callable[[], float]
     """A monotonic clock in seconds."""
+    normalise: Callable[[UpstreamAnswer, UpstreamRequest, Call, str], Outcome] = normalise
 
     async def carry_out(self, arrival: Arrival, made: Made, still_good: StillGood) -> Outcome:
         """Return the outcome of a call the vendor carried out.
@@ -262,7 +263,7 @@ class Calling:
         request = self.exchange.exchange(made.admission, made.credential)
         try:
             answer = await made.account.upstream.forward(request, left)
-            outcome = normalise(answer, request, made.call, arrival.request_id)
+            outcome = self.normalise(answer, request, made.call, arrival.request_id)
         except Refusal as refusal:
             # A vendor does not fail where a caller gives it no time.
             if made.ends_at is None or self.now() - began < left * _HURRIED:

@@ -7,6 +7,7 @@ import ssl
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,7 +70,12 @@ def check(path: Path, environ: Mapping[str, str], *, online: bool) -> list[Findi
         lines = _lines(path)
         return [Finding("fault", fault.path, fault.message, _line_of(fault.path, lines)) for fault in error.faults]
     lines = _lines(path)
-    findings = [*_secrets(settings, environ), *_folder(settings, environ), *asyncio.run(_issuers(settings, online=online))]
+    findings = [
+        *_secrets(settings, environ),
+        *_extras(settings),
+        *_folder(settings, environ),
+        *asyncio.run(_issuers(settings, online=online)),
+    ]
     if online:
         findings += asyncio.run(_online(settings, environ))
     return [Finding(found.level, found.path, found.message, _line_of(found.path, lines)) for found in findings]
@@ -77,7 +83,7 @@ def check(path: Path, environ: Mapping[str, str], *, online: bool) -> list[Findi
 
 def start_faults(settings: Settings, environ: Mapping[str, str], log: Logger) -> None:
     """Raise what must not wait for the first call, and warn of the rest. Raises: ConfigError."""
-    findings = _secrets(settings, environ)
+    findings = [*_secrets(settings, environ), *_extras(settings)]
     for found in findings:
         if found.level == "warning":
             log.warning("secret.found", path=found.path, message=found.message)
@@ -133,6 +139,15 @@ def _secrets(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
     return findings
 
 
+def _extras(settings: Settings) -> list[Finding]:
+    if settings.tracing.endpoint:
+        try:
+            import_module("gateway.tracing")
+        except ImportError:
+            return [Finding("fault", "tracing.endpoint", "needs more packages: pip install 'masking-gateway[otel]'")]
+    return []
+
+
 def _references(settings: Settings) -> list[tuple[str, SecretReference]]:
     named = [
         (f"accounts.{name}.{slot}.{part}", getattr(account.slot(slot), part))
@@ -141,6 +156,7 @@ def _references(settings: Settings) -> list[tuple[str, SecretReference]]:
         for part in ("ssid", "user_id", "token")
     ]
     named += [("redis.password", settings.redis.password), ("audit.pseudonym_key", settings.audit.pseudonym_key)]
+    named += [(f"tracing.headers.{name}", reference) for name, reference in settings.tracing.headers]
     return [(path, reference) for path, reference in named if reference is not None]
 
 

@@ -160,6 +160,12 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _share(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise _Wrong("must be a number from 0 to 1")
+    return float(value)
+
+
 def _between(low: int, high: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -200,6 +206,15 @@ def _brand(value: Any) -> str:
     if parts.scheme != "https" and not (parts.scheme == "http" and local):
         raise _Wrong("must begin with https:// (http:// is for a sandbox on this machine only)")
     return str(value).rstrip("/")
+
+
+def _collector(value: Any) -> str:
+    parts = _address(value)
+    if value and not (parts.scheme in ("http", "https") and parts.hostname and parts.path.strip("/")):
+        raise _Wrong('must be an address with its path, like "http://127.0.0.1:4318/v1/traces", or empty')
+    if parts.username or parts.password or parts.query:
+        raise _Wrong("must not hold a secret; put it behind tracing.headers")
+    return str(value)
 
 
 def _redis_url(value: Any) -> str:
@@ -411,6 +426,12 @@ class Upstream:
         "further tries of a call that did not reach the vendor, or does no more when it is made twice", _between(0, 10), 1
     )
     ca_file: str = _s("certificate authorities for the vendor; empty: the system's", _text, "")
+    send_traceparent: bool = _s(
+        "whether the vendor gets a `traceparent`: the trace's id and the gateway's own span's, nothing else; needs "
+        "`tracing.endpoint`",
+        _flag,
+        False,
+    )
 
     @property
     def longest_ms(self) -> int:
@@ -622,6 +643,25 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tracing:
+    """OpenTelemetry spans of calls."""
+
+    endpoint: str = _s(
+        "where spans go, by OTLP over HTTP, like `http://127.0.0.1:4318/v1/traces`, with the package's extra `otel`; empty: "
+        "there are none",
+        _collector,
+        "",
+    )
+    headers: tuple[tuple[str, SecretReference], ...] = _s(
+        "references to the values of headers the collector wants, by their names", _references, ()
+    )
+    sample_ratio: float = _s(
+        "share of the traces that begin here which is kept, 0 to 1; a caller's own say so themselves", _share, 1.0
+    )
+    service_name: str = _s("name of the gateway there", _name, "masking-gateway")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything the gateway can be told."""
 
@@ -638,6 +678,7 @@ class Settings:
     audit: Audit = field(default_factory=Audit)
     log: Log = field(default_factory=Log)
     console: Console = field(default_factory=Console)
+    tracing: Tracing = field(default_factory=Tracing)
 
 
 def parse(document: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
@@ -764,6 +805,8 @@ def _contradictions(settings: Settings) -> list[Fault]:
         faults.append(
             Fault("audit.pseudonym_keys", f"names the current key, {settings.audit.pseudonym_key_id}: give that one another name")
         )
+    if settings.upstream.send_traceparent and not settings.tracing.endpoint:
+        faults.append(Fault("upstream.send_traceparent", "needs tracing.endpoint: without it there is no span to name"))
     if settings.upstream.read_timeout_ms > settings.upstream.total_timeout_ms:
         faults.append(Fault("upstream.read_timeout_ms", "must not be longer than upstream.total_timeout_ms"))
     if settings.server.finish_seconds * 1000 <= settings.upstream.longest_ms:

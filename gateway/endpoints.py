@@ -23,15 +23,15 @@ from gateway.errors import Problem, Refusal
 from gateway.model import Arrival, Limit, Meter, Outcome, Reply, SignedMessage
 from gateway.normalisation import outcome_of
 from gateway.pipeline import Pipeline
+from gateway.tracecontext import RUNNING, SCOPE_KEY, Running, read_parent
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.-]{8,64}")
 # A UUID or as many hex digits hold runs of digits by chance.
 _RANDOM_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}")
 _LEAKING_ID: Final = re.compile(r"(?:[0-9][_.-]*){9}|gk_")
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _CORS_METHODS: Final = b"POST, OPTIONS"
 _CORS_HEADERS: Final = (
-    b"Authorization, X-API-Key, X-Gateway-Account, X-Request-Id, Content-Type, traceparent, "
+    b"Authorization, X-API-Key, X-Gateway-Account, X-Request-Id, Content-Type, traceparent, tracestate, "
     b"Content-Digest, Signature, Signature-Input, Idempotency-Key, X-Request-Timeout-Ms"
 )
 _SIGNED: Final = frozenset((b"signature", b"signature-input"))
@@ -61,6 +61,13 @@ class Unset:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            if (running := RUNNING.get()) is not None:
+                running.over = True
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Pairs = scope["headers"]
         if scope["method"] == "OPTIONS":
             await _send(
@@ -118,7 +125,8 @@ class Unset:
         headers: Pairs = scope["headers"]
         authorization: list[str] = []
         api_keys: list[str] = []
-        traceparent = account = idempotency_key = timeout_ms = None
+        parents: list[str] = []
+        account = idempotency_key = timeout_ms = None
         signed = False
         for name, value in headers:
             if name == b"authorization":
@@ -126,7 +134,7 @@ class Unset:
             elif name == b"x-api-key":
                 api_keys.append(value.decode("latin-1"))
             elif name == b"traceparent":
-                traceparent = _TRACEPARENT.fullmatch(value.decode("latin-1"))
+                parents.append(value.decode("latin-1"))
             elif name == b"x-gateway-account":
                 # Sent twice it is two wishes, and names no account.
                 account = value.decode("latin-1") if account is None else ""
@@ -136,13 +144,16 @@ class Unset:
                 idempotency_key = value.decode("latin-1") if idempotency_key is None else ""
             elif name == b"x-request-timeout-ms":
                 timeout_ms = value.decode("latin-1") if timeout_ms is None else ""
+        running = _running(scope, parents)
+        # Set where there is none too: this task may have been begun by the request before on this connection.
+        RUNNING.set(running)
         return Arrival(
             request_id(headers),
             received_at,
             body,
             tuple(authorization),
             tuple(api_keys),
-            traceparent[1] if traceparent else None,
+            running.trace_id if running else None,
             self._source(scope),
             account,
             self._message(scope) if signed else None,
@@ -299,6 +310,14 @@ def request_id(headers: Pairs) -> str:
 def accepts_problem(headers: Pairs) -> bool:
     """Say whether the caller asked for RFC 9457's form."""
     return any(name == b"accept" and b"application/problem+json" in value.lower() for name, value in headers)
+
+
+def _running(scope: Scope, parents: list[str]) -> Running | None:
+    """Return the trace of a request: the one its span is of, or its caller's, or None."""
+    running: Running | None = scope.get(SCOPE_KEY)
+    if running is None and parents and (parent := read_parent(parents)) is not None:
+        running = Running(parent.trace_id)
+    return running
 
 
 def _rendered(outcome: Outcome, problem_json: bool) -> tuple[bytes, bytes]:

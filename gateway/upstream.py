@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
+import time
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Final
 
@@ -51,8 +53,21 @@ _CONNECTED_BY: Final = 0.9
 class HttpUpstream:
     """The vendor, over any httpx transport."""
 
-    def __init__(self, settings: Settings, brand: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """Opens nothing. Raises: OSError when the certificate authorities cannot be read."""
+    def __init__(
+        self,
+        settings: Settings,
+        brand: str,
+        transport: httpx.AsyncBaseTransport | None = None,
+        traceparent: Callable[[], str] | None = None,
+        told: Callable[[int | Problem, float], None] = lambda *_: None,
+    ) -> None:
+        """Opens nothing. `traceparent` names the span under way, for the vendor; None: it is sent none.
+
+        `told` hears the status of each answer, or why there was none, and how many seconds it took.
+        Raises: OSError when the certificate authorities cannot be read.
+        """
+        self._traceparent = traceparent
+        self._told = told
         self._transport = transport or PooledTransport(
             idle_seconds=settings.idle_seconds,
             verify=ssl.create_default_context(cafile=settings.ca_file or None),
@@ -81,21 +96,34 @@ class HttpUpstream:
         outgoing = httpx.Request(
             "POST",
             self._url,
-            headers=self._headers_of(len(request.body)),
+            headers=self._headers(len(request.body)),
             stream=httpx.ByteStream(request.body),
             extensions=self._extensions if within_seconds >= self._total_seconds else self._hurried(within_seconds),
         )
+        began = time.monotonic()
         try:
             async with asyncio.timeout(min(self._total_seconds, within_seconds)):
-                return await self._answer(outgoing)
+                answer = await self._answer(outgoing)
         except TimeoutError:
-            raise Refusal(Problem.upstream_timeout) from None
+            raise self._refusal(Problem.upstream_timeout, began) from None
         except httpx.TransportError as error:
-            raise Refusal(_problem(error)) from None
+            raise self._refusal(_problem(error), began) from None
+        self._told(answer.status, time.monotonic() - began)
+        return answer
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
+
+    def _refusal(self, problem: Problem, began: float) -> Refusal:
+        self._told(problem, time.monotonic() - began)
+        return Refusal(problem)
+
+    def _headers(self, length: int) -> httpx.Headers:
+        headers = self._headers_of(length)
+        if self._traceparent is None:
+            return headers
+        return httpx.Headers({**headers, "traceparent": self._traceparent()})
 
     def _hurried(self, seconds: float) -> dict[str, dict[str, float]]:
         """Return time-outs by which connecting ends before the time does: then it is known that the call was not made."""

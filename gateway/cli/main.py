@@ -16,6 +16,7 @@ from gateway.cli.audit import add_audit
 from gateway.cli.drill import add_drill
 from gateway.cli.keys import add_keys
 from gateway.cli.limits import add_limits
+from gateway.cli.log import add_log
 from gateway.cli.opened import CONFIG_VARIABLE, config_path, has_redis, read_settings
 from gateway.cli.upstream import add_upstream
 from gateway.config import WORKERS_MAX, ConfigError, Settings
@@ -156,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     add_keys(commands.add_parser("keys", help="issue, rotate, extend, list and revoke callers' keys"), configured)
     add_upstream(commands.add_parser("upstream", help="see, prove and change the vendor credential in use"), configured)
     add_limits(commands.add_parser("limits", help="see, change, explain and try limits"), configured)
+    add_log(commands.add_parser("log", help="see and change which lines of the log are written"), configured)
     add_drill(commands.add_parser("drill", help="let a running gateway do without Redis, and see"), configured)
     _add_console(commands.add_parser("console", parents=[configured], help="serve the console, and manage keys to it"))
     add_audit(commands.add_parser("audit", help="read the audit trail"), configured)

@@ -79,7 +79,7 @@ def add_seal(commands: Any, configured: argparse.ArgumentParser) -> None:
 def _seal(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         settings = opened.settings
-        log = make_logger(settings.log.level)
+        log = make_logger(settings.log.level).of("trail")
         signer = _signer(settings, opened.folder)
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()

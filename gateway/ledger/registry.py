@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 from gateway.audit import Record
 from gateway.errors import Problem, Refusal
 from gateway.keys import KeyEntry, KeyVersion, Registry
+from gateway.ledger import levels
 from gateway.ledger.batch import Batch, LedgerDown
 from gateway.ledger.chain import Chain
 from gateway.ledger.connect import Connection, pairs
@@ -96,6 +97,7 @@ class KeyRegistry:
         """Opens nothing. `clock` gives Unix seconds."""
         base = f"gw:{{{KEYS_TAG}}}:"
         self._keys, self._epoch, self._accounts_key = base + "keys", base + "epoch", base + "accounts"
+        self._levels = base + "levels"
         self._used, self._use, self._warned = base + "used", base + "use:", base + "warned:"
         names = Names(KEYS_TAG)
         self._trail, self._checkpoint = (names.tips, names.audit), names.checkpoint
@@ -191,6 +193,20 @@ class KeyRegistry:
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
         await self.refresh()
+
+    async def log_levels(self) -> dict[str, levels.Change]:
+        """Return the live changes of the log's levels, by module. Raises: Refusal `ledger_unavailable`."""
+        try:
+            return levels.read_levels(await self._batch.submit("EVAL", levels.READ, 1, self._levels))
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
+
+    async def change_log_level(self, module: str, change: levels.Change | None, record: Record) -> None:
+        """Change the level of a module of the log, with the record of that. Raises: Refusal `ledger_unavailable`."""
+        try:
+            await self._recorded(levels.SAVE, record, (self._levels,), levels.words(module, change))
+        except LedgerDown as down:
+            raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
 
     async def record(self, record: Record) -> None:
         """Record what somebody did who uses a command, and return when Redis has it. Raises: Refusal `ledger_unavailable`."""

@@ -136,11 +136,14 @@ class RedisLedger:
         alarm: Callable[[str], None] = lambda _: None,
         serving: Serving | None = None,
         claims: Claims = _CLAIMS,
+        answered: Callable[[str, float], None] = lambda *_: None,
     ) -> None:
         """Opens nothing. `now` is a monotonic clock, `clock` gives Unix seconds.
 
-        `changed(up, why)` is told of outages, `alarm(event)` of what somebody should look at.
+        `changed(up, why)` is told of outages, `alarm(event)` of what somebody should look at, `answered(answer, seconds)` of
+        what Redis said to each call and how long it took.
         """
+        self._answered = answered
         self._now = now
         self._clock = clock
         self._connection = connection
@@ -353,6 +356,7 @@ class RedisLedger:
         if self._trail.full:
             raise Refusal(Problem.ledger_unavailable, error="full")
         keys, words = self._operands(call, charges, (epoch, active or "", live.version, live.until_us))
+        asked_at = self._now()
         try:
             status, *answer = await self._trail.run(_ADMIT, intent, keys, words, opens=self._opens(call.caller))
         except LedgerDown as down:
@@ -361,6 +365,7 @@ class RedisLedger:
             if down.sent:
                 self._doubtful.extend((charge.key, intent.id) for charge in charges if not charge.limit.interval_us)
             return await self._admit_without_redis(call, charges, intent, epoch, live, down)
+        self._answered(status.decode(), self._now() - asked_at)
         if status == b"outdated":
             return Outdated(int(answer[0]), _slot(answer[1]), answer[2].decode())
         if status == b"replayed":

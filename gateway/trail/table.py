@@ -73,6 +73,15 @@ def key_table(keys: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def level_table(levels: Sequence[dict[str, Any]]) -> Table:
+    """Return the levels of the log, one module a line, with who changed it and for how long still."""
+    table = _table(("module", "level", "ends in", "by", "why"), heading=True)
+    for row in levels:
+        left = "–" if row["left_seconds"] is None else f"{row['left_seconds']} s"
+        table.add_row(*map(_text, (row["module"], row["level"], left, row["operator"] or "–", row["why"] or "–")))
+    return table
+
+
 def slot_table(slots: Sequence[dict[str, Any]]) -> Table:
     """Return the slots of accounts, one a line, with what the vendor said where it was asked."""
     table = _table(("account", "slot", "state", "version", "vendor says"), heading=True)
