@@ -351,34 +351,54 @@ def test_a_stop_sends_what_is_left(start: Callable[..., Stack]) -> None:
 
         stack.start_gateway()
         collector.hold.clear()
-        call(stack)
+        for _ in range(300):  # More than goes in a few batches, each of which would wait for its answer.
+            assert call(stack, m1="12")[0] == 400
         began = time.monotonic()
         stack.gateway.signal(signal.SIGTERM)
-        assert stack.gateway.popen.wait(timeout=20) == 0
-        assert time.monotonic() - began < 8
+        assert stack.gateway.popen.wait(timeout=40) == 0
+        assert time.monotonic() - began < 6
         stack.start_gateway()
 
 
-def test_calls_on_one_connection_do_not_share_a_trace(traced: Stack) -> None:
-    """Pipelined: the second request's task is begun by the first one's, and has a trace of its own."""
-    m1, m2 = traced.masked()
-    body = json.dumps({"m1": m1, "m2": m2, "expiry_duration": -1}).encode()
-    first, second = secrets.token_hex(16), secrets.token_hex(16)
+@pytest.mark.parametrize("which", ["traced", "stack"])
+def test_calls_on_one_connection_do_not_share_a_trace(request: pytest.FixtureRequest, which: str) -> None:
+    """Pipelined: the second request's task is begun by the first one's, and has a trace of its own, or none."""
+    stack: Stack = request.getfixturevalue(which)
+    m1, m2 = stack.masked()
+    body = json.dumps({"m1": m1, "m2": m2, "expiry_duration": -1})
+    first, second, trace = secrets.token_hex(16), secrets.token_hex(16), secrets.token_hex(16)
     head = (
-        f"POST /api/v2/Masking/unset HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {traced.key}\r\nContent-Length: {len(body)}\r\n"
+        f"POST /api/v2/Masking/unset HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {stack.key}\r\nContent-Length: {len(body)}\r\n"
     )
-    trace = secrets.token_hex(16)
     requests = (
-        head + f"X-Request-Id: {first}\r\ntraceparent: 00-{trace}-{SPAN}-01\r\n\r\n",
-        head + f"X-Request-Id: {second}\r\nConnection: close\r\n\r\n",
+        f"{head}X-Request-Id: {first}\r\ntraceparent: 00-{trace}-{SPAN}-01\r\n\r\n{body}",
+        f"{head}X-Request-Id: {second}\r\nConnection: close\r\n\r\n{body}",
     )
-    with socket.create_connection((traced.host, traced.port)) as connection:
-        connection.sendall(b"".join(request.encode() + body for request in requests))
+    with socket.create_connection((stack.host, stack.port)) as connection:
+        connection.sendall("".join(requests).encode())
         while connection.recv(65_536):
             pass
 
-    assert trace_of(traced, first) == trace
-    assert trace_of(traced, second) not in (None, trace)
+    assert trace_of(stack, first) == trace
+    own = trace_of(stack, second)
+    assert own != trace
+    assert (own is None) == (which == "stack")
+    (line, _) = until(lambda: len(found := lines_of(stack, second)) == 2 and found)
+    assert line.get("trace_id") == own
+
+
+def test_what_a_call_began_is_no_longer_its_when_it_is_over(start: Callable[..., Stack]) -> None:
+    """The call that meets an outage begins to look whether Redis is back: that it is, is no line of that call."""
+    stack = start()
+    stack.unset(m1=stack.masked()[0])
+    stack.redis.kill()
+    trace = secrets.token_hex(16)
+    call(stack, ("traceparent", f"00-{trace}-{SPAN}-01"))
+    stack.redis.start()
+    until(lambda: "ledger.recovered" in stack.gateway_log(), what="Redis being back")
+
+    (line,) = (json.loads(line) for line in stack.gateway_log().splitlines() if "ledger.recovered" in line)
+    assert "trace_id" not in line
 
 
 def test_without_tracing_a_callers_trace_is_recorded_and_none_is_begun(stack: Stack) -> None:
