@@ -23,7 +23,7 @@ from gateway.errors import Problem, Refusal
 from gateway.model import Arrival, Limit, Meter, Outcome, Reply, SignedMessage
 from gateway.normalisation import outcome_of
 from gateway.pipeline import Pipeline
-from gateway.tracecontext import RUNNING, SCOPE_KEY, Running, read_parent
+from gateway.tracecontext import RUNNING, SCOPE_KEY, Running, read_trace_id
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.-]{8,64}")
 # A UUID or as many hex digits hold runs of digits by chance.
@@ -144,7 +144,9 @@ class Unset:
                 idempotency_key = value.decode("latin-1") if idempotency_key is None else ""
             elif name == b"x-request-timeout-ms":
                 timeout_ms = value.decode("latin-1") if timeout_ms is None else ""
-        running = _running(scope, parents)
+        running: Running | None = scope.get(SCOPE_KEY)
+        if running is None and parents and (trace_id := read_trace_id(parents)):
+            running = Running(trace_id)
         # Set where there is none too: this task may have been begun by the request before on this connection.
         RUNNING.set(running)
         return Arrival(
@@ -310,14 +312,6 @@ def request_id(headers: Pairs) -> str:
 def accepts_problem(headers: Pairs) -> bool:
     """Say whether the caller asked for RFC 9457's form."""
     return any(name == b"accept" and b"application/problem+json" in value.lower() for name, value in headers)
-
-
-def _running(scope: Scope, parents: list[str]) -> Running | None:
-    """Return the trace of a request: the one its span is of, or its caller's, or None."""
-    running: Running | None = scope.get(SCOPE_KEY)
-    if running is None and parents and (parent := read_parent(parents)) is not None:
-        running = Running(parent.trace_id)
-    return running
 
 
 def _rendered(outcome: Outcome, problem_json: bool) -> tuple[bytes, bytes]:

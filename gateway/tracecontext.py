@@ -65,10 +65,14 @@ def running_ids() -> dict[str, str]:
 
 def read_parent(parents: Sequence[str], states: Sequence[str] = ()) -> Parent | None:
     """Return what every `traceparent` and every `tracestate` of a request say together; None: nothing that holds."""
-    found = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
-    if found is None or (found[1] == "00" and found[5]):
-        return None
-    return Parent(found[2], found[3], bool(int(found[4], 16) & 1), read_state(states))
+    found = _whole(parents)
+    return Parent(found[2], found[3], bool(int(found[4], 16) & 1), read_state(states)) if found else None
+
+
+def read_trace_id(parents: Sequence[str]) -> str | None:
+    """Return the trace's id alone, of every `traceparent` of a request."""
+    found = _whole(parents)
+    return found[2] if found else None
 
 
 def read_state(states: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -85,6 +89,11 @@ def read_state(states: Sequence[str]) -> tuple[tuple[str, str], ...]:
     if len({key for key, _ in members}) < len(members):
         return ()
     return _cut([member for member in members if not any(map(_may_tell, member))])
+
+
+def _whole(parents: Sequence[str]) -> re.Match[str] | None:
+    found = _PARENT.fullmatch(parents[0]) if len(parents) == 1 else None
+    return None if found is None or (found[1] == "00" and found[5]) else found
 
 
 def _may_tell(text: str) -> bool:

@@ -68,6 +68,8 @@ def test_a_module_is_told_to_say_more_everywhere(pair: Stack) -> None:
         assert {"account", "answer", "duration_ms", "at"} <= answered[0].keys()
     time.sleep(max(0.0, ends + 1.3 - time.monotonic()))
     assert drive(pair) == {"gateway.calls info"}
+    shown = {row["module"]: row for row in lines(pair.cli("log", "show", "--json").stdout)}
+    assert (shown["ledger"]["level"], shown["ledger"]["left_seconds"]) == ("info", None)
 
 
 def test_all_modules_and_one_that_is_told_apart(pair: Stack) -> None:
