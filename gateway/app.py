@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import socket
 import time
@@ -27,7 +28,7 @@ from gateway.calling import Account, Calling, Upstream
 from gateway.config import SecretReference, Settings
 from gateway.counts import Counted, Requests, Timed
 from gateway.credentials import Exchange
-from gateway.endpoints import Check, Fallback, Health, Unset, describe
+from gateway.endpoints import Check, Fallback, Health, Unset, publish
 from gateway.errors import Problem, Refusal
 from gateway.idempotency import Idempotency
 from gateway.identities import Identities
@@ -199,6 +200,7 @@ def create_app(
 
     fallback = Fallback(settings.server.cors_origins)
     unset = Unset(pipeline, settings.server, clock)
+    document = describe_api(__version__)
     health = _health(accounts, ledgers, vaults, identities, leaving)
     alive = [Route("/livez", health.live), Route("/readyz", health.ready)]
     refusing = {404: fallback.not_found, 405: fallback.method_not_allowed}
@@ -210,7 +212,7 @@ def create_app(
         routes=[
             Route(UNSET_PATH, unset),
             *alive,
-            Route("/openapi.json", describe(describe_api(__version__))),
+            Route("/openapi.json", publish(json.dumps(document).encode(), "application/json")),
         ],
         exception_handlers=refusing,
         lifespan=lifespan,

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -21,7 +21,7 @@ from gateway.config import Server
 from gateway.document import shown
 from gateway.errors import Problem, Refusal
 from gateway.model import Arrival, Limit, Meter, Outcome, Reply, SignedMessage
-from gateway.normalisation import outcome_of
+from gateway.normalisation import outcome_of, problem_form
 from gateway.pipeline import Pipeline
 from gateway.tracecontext import RUNNING, SCOPE_KEY, Running, read_trace_id
 
@@ -317,15 +317,7 @@ def accepts_problem(headers: Pairs) -> bool:
 def _rendered(outcome: Outcome, problem_json: bool) -> tuple[bytes, bytes]:
     if not problem_json or outcome.slug == "success":
         return b"application/json; charset=utf-8", msgspec.json.encode(outcome.body)
-    rest = {name: value for name, value in outcome.body.items() if name not in ("status", "message")}
-    document = {
-        "type": f"urn:masking-gateway:problem:{outcome.slug}",
-        "title": outcome.slug.replace("_", " "),
-        "status": outcome.status,
-        "detail": outcome.body["message"],
-        **rest,
-    }
-    return b"application/problem+json", msgspec.json.encode(document)
+    return b"application/problem+json", msgspec.json.encode(problem_form(outcome))
 
 
 def _rate_limit(meters: tuple[Meter, ...]) -> Pairs:
@@ -380,10 +372,11 @@ def _one(headers: Pairs, wanted: bytes) -> str | None:
     return found[0].decode("latin-1") if len(found) == 1 else None
 
 
-def describe(document: dict[str, Any]) -> Callable[[Request], Awaitable[Response]]:
-    """Return the endpoint that serves the API's description."""
+def publish(content: bytes, media: str, headers: Mapping[str, str] | None = None) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint that serves what was made when the process started, and is the same for everybody."""
+    whole = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", **(headers or {})}
 
-    async def description(_: Request) -> Response:
-        return JSONResponse(document)
+    async def published(_: Request) -> Response:
+        return Response(content, headers=whole, media_type=media)
 
-    return description
+    return published

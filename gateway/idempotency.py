@@ -19,6 +19,8 @@ from gateway.numbers import Pseudonyms
 # Of a list, or of an item with parameters, it could not be said which key is meant.
 _BARE: Final = re.compile(r"[!#-+\--:<-\[\]-~]{1,255}")
 _QUOTED: Final = re.compile(r'"((?:[!#-\[\]-~]|\\["\\]){1,255})"')
+FORM: Final = f"{_BARE.pattern}|{_QUOTED.pattern}"
+"""Regular expression of the header's value."""
 _ASK_AGAIN_SECONDS: Final = 1
 
 

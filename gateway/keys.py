@@ -22,9 +22,11 @@ _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwx
 _ID_LENGTH: Final = 10
 _SECRET_LENGTH: Final = 27
 _CHECKSUM_LENGTH: Final = 6
-_KEY: Final = re.compile(
-    rf"(g[a-z]_)[a-z]{{2,8}}_([0-9a-z]{{{_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}})"
-)
+ID_FORM: Final = f"[0-9a-z]{{{_ID_LENGTH}}}"
+SECRET_FORM: Final = f"[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}"
+FORM: Final = f"[a-z]{{2,8}}_({ID_FORM})_({SECRET_FORM})"
+"""Regular expressions of a key's parts, and of what follows its prefix; a checksum is not looked at."""
+_KEY: Final = re.compile(f"(g[a-z]_){FORM}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,18 @@ def outcome_of(refusal: Refusal, request_id: str) -> Outcome:
     )
 
 
+def problem_form(outcome: Outcome) -> dict[str, Any]:
+    """Return the body of a refusal in the form of RFC 9457."""
+    rest = {name: value for name, value in outcome.body.items() if name not in ("status", "message")}
+    return {
+        "type": f"urn:masking-gateway:problem:{outcome.slug}",
+        "title": outcome.slug.replace("_", " "),
+        "status": outcome.status,
+        "detail": outcome.body["message"],
+        **rest,
+    }
+
+
 def _read(answer: UpstreamAnswer) -> Mapping[str, Any] | None:
     """Return the JSON object of an answer; None when there is none to be read whole."""
     if not answer.complete:
