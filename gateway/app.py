@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import __version__, embedded
+from gateway import __version__, docs, embedded
 from gateway.admission import Policies
 from gateway.audit import Auditor, change
 from gateway.authentication import Authenticator
@@ -201,6 +201,7 @@ def create_app(
     fallback = Fallback(settings.server.cors_origins)
     unset = Unset(pipeline, settings.server, clock)
     document = describe_api(__version__)
+    page = docs.render(document)
     health = _health(accounts, ledgers, vaults, identities, leaving)
     alive = [Route("/livez", health.live), Route("/readyz", health.ready)]
     refusing = {404: fallback.not_found, 405: fallback.method_not_allowed}
@@ -213,6 +214,12 @@ def create_app(
             Route(UNSET_PATH, unset),
             *alive,
             Route("/openapi.json", publish(json.dumps(document).encode(), "application/json")),
+            Route(
+                "/docs",
+                publish(
+                    page.html.encode(), "text/html", {"Content-Security-Policy": page.policy, "Referrer-Policy": "no-referrer"}
+                ),
+            ),
         ],
         exception_handlers=refusing,
         lifespan=lifespan,

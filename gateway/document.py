@@ -94,4 +94,12 @@ def _no_constant(name: str) -> NoReturn:
     )
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+def _number(text: str) -> int | float:
+    """Return a number written with a fraction or an exponent: `-1.0` is the integer -1, as in JSON Schema and in JavaScript."""
+    value = float(text)
+    return int(value) if abs(value) < _EXACT and value.is_integer() else value
+
+
+_EXACT: Final = 2**53
+"""Below it every reader of JSON makes the same integer of a number."""
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_number)

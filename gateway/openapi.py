@@ -374,14 +374,14 @@ def _schemas() -> dict[str, Any]:
     }
     error: dict[str, Any] = {
         "code": {"type": ["integer", "null"], "description": "The vendor's code for this fault; null where it has none."},
-        "error": {"type": "string", "enum": [problem.slug for problem in Problem]},
+        "error": {"type": "string", "enum": [problem.slug for problem in Problem], "description": "Which error it is; stable."},
         "retryable": {"type": "boolean", "description": "Whether the same call may succeed later."},
         "origin": {"enum": ["gateway", "vendor"], "description": "Who refused."},
-        "request_id": {"type": "string"},
+        "request_id": {"type": "string", "description": "Under this id the call stands in log and audit trail."},
         "field": {"type": "string", "description": "The body's field at fault."},
         "policy": {"type": "string", "description": "The policy that refused; of several the one that takes longest."},
         "violated-policies": {"type": "array", "items": {"type": "string"}, "description": "All the policies that refused."},
-        "retry_after": {"type": "integer", "minimum": 1, "description": "Seconds."},
+        "retry_after": {"type": "integer", "minimum": 1, "description": "Seconds after which to try again."},
         "upstream_status": {"type": "integer", "description": "HTTP status of the vendor's answer."},
     }
     required = ["code", "error", "retryable", "origin", "request_id"]
@@ -428,7 +428,11 @@ def _schemas() -> dict[str, Any]:
         },
         "Error": {
             "type": "object",
-            "properties": {"status": {"const": "error"}, "message": {"type": "string"}, **error},
+            "properties": {
+                "status": {"const": "error", "description": "In every error; the vendor's word."},
+                "message": {"type": "string", "description": "What is wrong, and what to do about it."},
+                **error,
+            },
             "required": ["status", "message", *required],
         },
         "Problem": {
