@@ -84,16 +84,15 @@ def _indented(value: Any) -> str:
 def _kind(schema: Mapping[str, Any]) -> str:
     """Say in words what a schema takes."""
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_kind(one) for one in schema["anyOf"]))
+        return " or ".join(dict.fromkeys(_kind({"type": one["type"]}) for one in schema["anyOf"]))
     if "const" in schema:
         return json.dumps(schema["const"])
     if "enum" in schema:
         return " or ".join(map(json.dumps, schema["enum"])) if len(schema["enum"]) < 5 else "one of the errors"
     kinds = schema.get("type", "anything")
     words = [{"string": "text", "null": "null"}.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)]
-    if "minimum" in schema and "maximum" in schema:
-        words.append(f"{schema['minimum']:,} to {schema['maximum']:,}".replace(",", "\u202f"))
-    return ", ".join(words)
+    bounds = f", {schema['minimum']} to {schema['maximum']}" if "maximum" in schema else ""
+    return " or ".join(words) + bounds
 
 
 def _anchor(text: str) -> str:

@@ -207,9 +207,9 @@ _CALLS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 
 def _curl(body: dict[str, Any]) -> str:
-    proof = [] if "ssid" in body else [f"-H 'Authorization: Bearer {_KEY}'"]
+    proof = [] if "ssid" in body else ['-H "Authorization: Bearer $KEY"']
     more = ["-H 'Content-Type: application/json'", "-H 'Idempotency-Key: 7d1f0a52-7c3b-4f0e-9d55-3f6b1f0c2a90'"]
-    return " \\\n  ".join([f'curl "$GATEWAY{UNSET_PATH}"', *proof, *more, f"-d '{json.dumps(body)}'"])
+    return " \\\n  ".join([f'curl "$GATEWAY{UNSET_PATH}"', *proof, *more, f"-d '{json.dumps(body, indent=4)[:-1]}  }}'"])
 
 
 def _unset() -> dict[str, Any]:
@@ -358,20 +358,24 @@ def _anywhere() -> dict[str, Any]:
     return {str(status): _ref("responses", str(status)) for status in _by_status(_OF_HTTP) if status != 404}
 
 
-def _absent_or(form: str, description: str) -> dict[str, Any]:
-    """Return the schema of a field in which the vendor's clients send nothing as an empty text or null."""
-    return {"type": ["string", "null"], "pattern": f"^(?:{form})?$", "description": description}
-
-
-def _schemas() -> dict[str, Any]:
-    number = {
-        "description": "A telephone number: with + and country code, with country code, with a leading 0, or in the home format.",
+def _number(description: str) -> dict[str, Any]:
+    """Return the schema of a telephone number. Which lengths are possible in which country no schema can say."""
+    return {
+        "description": description,
         "anyOf": [
             {"type": "string", "pattern": r"^\+?[0-9 ().-]{3,32}$"},
             {"type": "integer", "minimum": 100, "maximum": 999_999_999_999_999},
         ],
         "examples": ["919876543210", "+91 98765 43210"],
     }
+
+
+def _absent_or(form: str, description: str) -> dict[str, Any]:
+    """Return the schema of a field in which the vendor's clients send nothing as an empty text or null."""
+    return {"type": ["string", "null"], "pattern": f"^(?:{form})?$", "description": description}
+
+
+def _schemas() -> dict[str, Any]:
     error: dict[str, Any] = {
         "code": {"type": ["integer", "null"], "description": "The vendor's code for this fault; null where it has none."},
         "error": {"type": "string", "enum": [problem.slug for problem in Problem], "description": "Which error it is; stable."},
@@ -389,29 +393,33 @@ def _schemas() -> dict[str, Any]:
         "Unset": {
             "type": "object",
             "additionalProperties": False,
-            "description": "At least one of m1, m2 and mask.",
+            "description": "At least one of `m1`, `m2` and `mask`, and when the masking is to end.",
             "properties": {
-                "m1": number,
-                "m2": number,
-                "mask": number,
+                "m1": _number(
+                    "The one party's telephone number: with `+` and country code, with country code, with a leading 0, "
+                    "or in the home format."
+                ),
+                "m2": _number("The other party's, written in any of these ways."),
+                "mask": _number("The virtual number between them, likewise."),
                 "expiry_time": {
-                    "description": "Unix seconds, or ISO 8601 with its zone.",
+                    "description": "Unix seconds, or ISO 8601 with its zone, like `2030-01-31T18:00:00+05:30`.",
                     "anyOf": [
                         {"type": "integer", "minimum": 1, "maximum": 99_999_999_999},
-                        {"type": "string", "format": "date-time"},
+                        {"type": "string", "format": "date-time", "pattern": "^(197[1-9]|19[89][0-9]|[2-4][0-9]{3})-"},
                         {"type": "string", "pattern": "^[1-9][0-9]{0,10}$"},
                     ],
                 },
                 "expiry_duration": {
-                    "description": "Minutes; negative ends the masking at once.",
+                    "description": "Minutes from now; negative ends the masking at once. "
+                    f"From -{MINUTES_MAX} to {MINUTES_MAX}, which is ten years.",
                     "anyOf": [
                         {"type": "integer", "minimum": -MINUTES_MAX, "maximum": MINUTES_MAX},
                         {"type": "string", "pattern": "^[+-]?[0-9]{1,6}$"},
                     ],
                 },
                 "ssid": _absent_or(keys.KEY_FORM, "An internal key."),
-                "userId": _absent_or(keys.ID_FORM, "An internal key's id; with token."),
-                "token": _absent_or(keys.SECRET_FORM, "An internal key's secret; with userId."),
+                "userId": _absent_or(keys.ID_FORM, "An internal key's id; with `token`."),
+                "token": _absent_or(keys.SECRET_FORM, "An internal key's secret; with `userId`."),
             },
             "dependentRequired": {"userId": ["token"], "token": ["userId"]},
             "anyOf": [{"required": ["m1"]}, {"required": ["m2"]}, {"required": ["mask"]}],

@@ -70,5 +70,5 @@ def _numbers(body: dict[str, Any]) -> None:
         value = body.get(name)
         if isinstance(value, str) and NUMBER.fullmatch(value):
             body[name] = WRITTEN[len(value) % len(WRITTEN)].format(there[name])
-        elif type(value) is int and 100 <= value <= 999_999_999_999_999:
-            body[name] = int(there[name] if value % 2 else f"91{there[name]}")
+        elif type(value) in (int, float) and value % 1 == 0 and 100 <= value <= 999_999_999_999_999:
+            body[name] = type(value)(there[name] if value % 2 else f"91{there[name]}")
