@@ -417,7 +417,7 @@ def _schemas() -> dict[str, Any]:
                         {"type": "string", "pattern": "^[+-]?[0-9]{1,6}$"},
                     ],
                 },
-                "ssid": _absent_or(keys.KEY_FORM, "An internal key."),
+                "ssid": _absent_or(keys.PREFIX + keys.FORM, "An internal key."),
                 "userId": _absent_or(keys.ID_FORM, "An internal key's id; with `token`."),
                 "token": _absent_or(keys.SECRET_FORM, "An internal key's secret; with `userId`."),
             },

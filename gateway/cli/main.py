@@ -6,12 +6,13 @@ The line is on standard error and says the reason and the fix.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
 
-from gateway import __version__, check, config, demo, embedded, leak_check
+from gateway import __version__, check, config, demo, docs, embedded, leak_check
 from gateway.cli.audit import add_audit
 from gateway.cli.drill import add_drill
 from gateway.cli.keys import add_keys
@@ -22,6 +23,7 @@ from gateway.cli.upstream import add_upstream
 from gateway.config import WORKERS_MAX, ConfigError, Settings
 from gateway.embedded import EmbeddedError
 from gateway.errors import Refusal
+from gateway.openapi import describe_api
 from gateway.opened import UsageError
 from gateway.processes import Beside
 from gateway.server import BindError, bind, serve
@@ -126,6 +128,12 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
+def _openapi(arguments: argparse.Namespace) -> int:
+    document = describe_api(__version__)
+    print(docs.render(document).html if arguments.html else json.dumps(document, indent=2))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gateway", description="Swaps an internal credential for the vendor's.")
     parser.add_argument("--version", action="version", version=f"gateway {__version__}")
@@ -137,6 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--once", action="store_true", help="end after the call")
     command.add_argument("--port", type=int, default=8080)
     command.set_defaults(run=demo.run)
+
+    command = commands.add_parser("openapi", help="print the API's description, to be published")
+    command.add_argument("--html", action="store_true", help="as a page that needs nothing else")
+    command.set_defaults(run=_openapi)
 
     command = commands.add_parser("serve", parents=[configured], help="serve callers")
     command.add_argument("--host")

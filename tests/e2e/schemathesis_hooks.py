@@ -22,7 +22,8 @@ WRITTEN = ("{0}", "0{0}", "91{0}", "+91{0}", "+91 {0}", "(0){0}")
 NUMBER = re.compile(r"\+?[0-9 ().-]{3,32}")
 HEADERS_ONLY = "DESCRIBED_HEADERS_ONLY" in os.environ
 _vendor = httpx.Client(trust_env=False, timeout=10)
-_count = itertools.count(1)
+# The two runs share one sandbox, in which each masking is set once.
+_count = itertools.count(50_000_000 if HEADERS_ONLY else 1)
 _keys: set[str] = set()
 
 
