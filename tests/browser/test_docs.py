@@ -17,15 +17,16 @@ AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page(chromium: Browser, stack: Stack, tmp_path: Path, width: int, scheme: Scheme) -> None:
-    """Nothing to complain of for the browser, nor for axe, with everything folded out."""
+    """Nothing to complain of for the browser, nor for axe; what is folded out is no wider than the window either."""
     with visiting(chromium, stack, width, scheme) as page:
         answer = page.goto("/docs")
         assert answer is not None
         assert answer.status == 200
         page.screenshot(path=tmp_path / "docs.png", full_page=True)
-        for folded in page.locator("summary").all():
-            folded.click()
+        page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
         assert not overflows(page)
+        # They are alike, and axe takes half a second for each.
+        page.evaluate("[...document.querySelectorAll('details')].slice(1).forEach(part => { part.open = false })")
         page.evaluate(AXE)
         found = page.evaluate("axe.run()")
         assert len(found["passes"]) > 10

@@ -58,16 +58,17 @@ def schemathesis(stack: Stack, folder: Path, *words: str, headers_only: bool = F
     done = subprocess.run(
         [Path(sys.executable).with_name("schemathesis"), "--config-file", settings, "run", stack.url + "/openapi.json",
          "--header", f"Authorization: Bearer {key}", "--generation-deterministic", "--no-color", "--continue-on-failure", *words],
-        capture_output=True, text=True, timeout=110, env={**os.environ, **environ},
+        capture_output=True, text=True, timeout=280, env={**os.environ, **environ},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "No issues found" in done.stdout, done.stdout[-3000:]
     return done.stdout
 
 
+@pytest.mark.timeout(300)
 def test_the_gateway_does_what_the_document_says(stack: Stack, tmp_path: Path) -> None:
     """Schemathesis finds no difference, by examples, by every boundary, by chance; most of its calls are really made."""
-    told = schemathesis(stack, tmp_path, "--checks", "all", "--max-examples", "100")
+    told = schemathesis(stack, tmp_path, "--checks", "all", "--max-examples", "60")
 
     assert re.search(r"(\d+) generated, \1 passed", told), told[-800:]
     for phase in ("Examples", "Coverage", "Fuzzing"):
@@ -80,6 +81,7 @@ def test_the_gateway_does_what_the_document_says(stack: Stack, tmp_path: Path) -
             "request_timeout_malformed"} <= set(ended)  # fmt: skip
 
 
+@pytest.mark.timeout(300)
 def test_no_proof_is_optional(stack: Stack, tmp_path: Path) -> None:
     """What succeeds with a key fails without one and with a wrong one, in each of the headers."""
     schemathesis(stack, tmp_path, "--checks", "ignored_auth", "--phases", "examples,coverage", headers_only=True)
@@ -196,7 +198,7 @@ def test_what_no_schema_leads_to_is_as_described(stack: Stack, document: dict[st
     assert as_described(stack.unset(m1=m1, m2=m2, headers=waiting), document)["retry_after"] == 1
     first.join()
     for code in (1501, 1503, 1505, 1009, 1012, 1014, 9999):
-        stack.fault(answer="code", code=code)
+        stack.fault(force_code=code)
         body = as_described(stack.unset(m1=m1, m2=m2), document)
         assert body["origin"] == "vendor"
 
@@ -207,7 +209,7 @@ def test_a_whole_number_is_one_however_it_is_written(stack: Stack) -> None:
 
     answer = stack.unset(f'{{"m1": {m1}.0, "m2": "{m2}", "expiry_duration": -1.0}}'.encode())
     assert answer.status_code == 200, answer.text
-    assert stack.vendor_calls()[-1]["body"] == {"ssid": stack.vendor_ssid, "m1": m1, "m2": m2, "expiry_duration": -1}
+    assert json.loads(stack.vendor_calls()[-1]["body"]) == {"ssid": stack.vendor_ssid, "m1": m1, "m2": m2, "expiry_duration": -1}
     for bad in (b"1e400", b"1e300", b"-1.5", b"9007199254740993.0"):
         refused = stack.unset(b'{"m1": "' + m1.encode() + b'", "expiry_duration": ' + bad + b"}")
         assert refused.json()["error"] == "expiry_duration_invalid", bad
