@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from gateway.console.chart import KINDS, bars
 
 _DAY_SECONDS = 86_400
 
@@ -15,11 +19,12 @@ def make_templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("gateway.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters.update(time=_time, span=span, count=_count, share=_share, ms=_ms)
+    templates.filters.update(time=_time, lasts=lasts, count=_count, share=_share, ms=_ms, sum_of=_sum_of)
+    templates.globals["bars"] = bars
     return templates
 
 
-def span(seconds: float) -> str:
+def lasts(seconds: float) -> str:
     """Return how long something lasts, in its largest whole unit: `3 d`, `12 min`."""
     for unit, length in (("d", _DAY_SECONDS), ("h", 3600), ("min", 60)):
         if abs(seconds) >= length:
@@ -33,6 +38,10 @@ def _time(unix_seconds: float | None, empty: str = "never") -> Markup:
         return Markup('<span class="quiet">{}</span>').format(empty)
     at = datetime.fromtimestamp(unix_seconds, UTC)
     return Markup('<time datetime="{}">{}</time>').format(at.strftime("%Y-%m-%dT%H:%M:%SZ"), at.strftime("%Y-%m-%d %H:%M"))
+
+
+def _sum_of(bucket: Mapping[str, Any]) -> int:
+    return sum(bucket[kind] for kind in KINDS)
 
 
 def _count(number: float) -> str:

@@ -53,7 +53,7 @@ class Console:
         self._visitors: list[Visitor] = []
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "state").mkdir(parents=True, exist_ok=True)
         self.redis.__enter__()
         self.config = self.folder / "gateway.toml"
         self.config.write_text(f"""
@@ -171,11 +171,12 @@ async def _fill(url: str, calls: int) -> None:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client.from_url(url))
         await _fill_keys(stack, url, client, now)
-        chain = Chain("host-5f1c2a77")
+        chain, newest = Chain("host-5f1c2a77"), 0
 
         async def put(record: Record, at: float, opens: bool = False) -> str:
-            link = chain.link(record)
-            await client.xadd(Names("main").audit, {"r": link.record}, id=f"{int(at * 1000)}-*")
+            nonlocal newest
+            link, newest = chain.link(record), max(newest, int(at * 1000))
+            await client.xadd(Names("main").audit, {"r": link.record}, id=f"{newest}-*")
             if opens:
                 await client.hset(Names("main").open, record.id, f"{int(at * 1_000_000)} crmkeyid00.1")
             return record.id
@@ -184,8 +185,12 @@ async def _fill(url: str, calls: int) -> None:
         await put(Record(stage="open", at=rfc3339(begun), account="main", version="0.1.0", config="0" * 16), begun)
         for number in range(calls):
             # Most of them lately, so that the last hour has its share.
-            at = begun + (now - begun - 20) * (number / calls) ** 0.6
+            at = now - 20 - (now - begun - 20) * (1 - number / calls) ** 4
             await _call(put, number, at)
+        hostile = {"service": HOSTILE, "problem": HOSTILE, "origin": HOSTILE, "result": "refused", "decision": "denied"}
+        await put(
+            Record(stage="refusal", at=rfc3339(now - 18), account="main", request_id="0" * 32, count=3, **hostile), now - 18
+        )
         await put(Record(stage="degraded", at=rfc3339(now - 15), account="main"), now - 15)
         await put(Record(stage="recovered", at=rfc3339(now - 12), account="main"), now - 12)
         for number in range(3):
@@ -201,7 +206,7 @@ async def _fill(url: str, calls: int) -> None:
         names = Names("main")
         await client.hset(names.tips, chain.writer, f"{chain.seq - 1} {'0' * 64}")
         await client.hset(names.sealed, chain.writer, chain.seq - 4)
-        await client.zadd(names.processes, {chain.writer: int(now * 1_000_000)})
+        await client.zadd(names.processes, {chain.writer: int(now * 1_000_000), HOSTILE: int((now - 90) * 1_000_000)})
         await client.set(names.slot, "secondary")
 
 

@@ -1,0 +1,94 @@
+"""What Redis tells of itself and of an account, asked rarely and with bounds: for pages, not for calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.ledger.chain import read_tip
+from gateway.ledger.connect import FAULTS, pairs
+from gateway.ledger.names import Names
+from gateway.model import SLOTS, Slot
+
+_LOOKED_AT_MAX: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHealth:
+    """One server; None where it does not tell, as a cluster of many does not."""
+
+    version: str | None = None
+    memory_bytes: int | None = None
+    memory_max_bytes: int | None = None
+    """0: no bound."""
+    policy: str | None = None
+    """What it drops once memory is full; only `noeviction` keeps records."""
+    append_only: bool | None = None
+    last_write_ok: bool | None = None
+    replicas: int | None = None
+
+    @property
+    def durable(self) -> bool | None:
+        """Say whether it keeps what it acknowledged."""
+        if self.append_only is None or self.policy is None:
+            return None
+        return self.append_only and self.policy == "noeviction" and self.last_write_ok is not False
+
+
+@dataclass(frozen=True, slots=True)
+class AccountHealth:
+    """One vendor account. Times are Unix seconds."""
+
+    account: str
+    active: Slot
+    writers: tuple[tuple[str, float], ...]
+    """Processes that serve, each with when it last said so; the newest first."""
+    open_intents: int
+    oldest_open: float | None
+    """None: none is open, or none of those that were looked at tells."""
+    unsealed: int | None
+    """Records that no sealer told to have sealed; None: there are too many writers to ask."""
+
+
+async def store_health(client: Any) -> StoreHealth:
+    """Return what a server tells."""
+    try:
+        info = await client.info()
+    except FAULTS:
+        return StoreHealth()
+    if not isinstance(info.get("redis_version"), str):
+        return StoreHealth()
+    return StoreHealth(
+        version=info.get("valkey_version", info["redis_version"]),
+        memory_bytes=info.get("used_memory"),
+        memory_max_bytes=info.get("maxmemory"),
+        policy=info.get("maxmemory_policy"),
+        append_only=bool(info["aof_enabled"]) if "aof_enabled" in info else None,
+        last_write_ok=info["aof_last_write_status"] == "ok" if "aof_last_write_status" in info else None,
+        replicas=info.get("connected_slaves"),
+    )
+
+
+async def account_health(client: Any, account: str) -> AccountHealth:
+    """Return how it is with an account. Raises: redis-py's errors."""
+    names = Names(account)
+    slot = (await client.get(names.slot) or b"").decode()
+    beats = await client.zrevrange(names.processes, 0, _LOOKED_AT_MAX - 1, withscores=True)
+    _, looked_at = await client.hscan(names.open, count=_LOOKED_AT_MAX)
+    begun = [int(first) / 1_000_000 for value in looked_at.values() if (first := value.split(b" ")[0]).isdigit()]
+    return AccountHealth(
+        account=account,
+        active=next((known for known in SLOTS if known == slot), SLOTS[0]),
+        writers=tuple((writer.decode(), at / 1_000_000) for writer, at in beats),
+        open_intents=await client.hlen(names.open),
+        oldest_open=min(begun, default=None),
+        unsealed=await _unsealed(client, names),
+    )
+
+
+async def _unsealed(client: Any, names: Names) -> int | None:
+    if await client.hlen(names.tips) > _LOOKED_AT_MAX:
+        return None
+    sealed = {writer: int(seq) for writer, seq in pairs(await client.hgetall(names.sealed))}
+    tips = pairs(await client.hgetall(names.tips))
+    return sum(max(0, read_tip(tip) - sealed.get(writer, -1)) for writer, tip in tips)
