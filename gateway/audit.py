@@ -16,7 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from gateway.errors import Refusal
-from gateway.model import Admission, Arrival, Attempt, Call, Caller, Outcome, Verdict
+from gateway.model import Admission, Arrival, Attempt, Call, Caller, Outcome, PhoneNumber, Verdict
 from gateway.numbers import Pseudonyms
 
 Stage = Literal[
@@ -109,7 +109,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     until: str | None = None
     """Of a changed limit or level: when the change ends."""
     why: str | None = None
-    """Of a changed limit or level: the operator's reason."""
+    """Of a changed limit or level: the operator's reason. Of a search: how, where the number was not typed in."""
     version: str | None = None
     """Of a writer that opens: the gateway's version."""
     config: str | None = None
@@ -359,6 +359,34 @@ def change(
         why=why,
         source=source,
         decision=decision,
+    )
+
+
+def search(
+    pseudonym: str,
+    *,
+    at: float,
+    request_id: str,
+    account: str,
+    operator: str,
+    source: str | None = None,
+    number: PhoneNumber | None = None,
+    pseudonym_key: str | None = None,
+    why: str | None = None,
+) -> Record:
+    """Return the record of a search for a number. `number`: None where only its pseudonym is known. `at`: Unix seconds."""
+    return Record(
+        stage="search",
+        at=rfc3339(at),
+        request_id=request_id,
+        account=account,
+        operator=operator,
+        source=source,
+        m1=pseudonym,
+        m1_country=number.country if number is not None else None,
+        m1_last2=number.e164[-2:] if number is not None else None,
+        pseudonym_key=pseudonym_key,
+        why=why,
     )
 
 

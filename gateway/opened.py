@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,10 +16,11 @@ from typing import Any, Final
 
 from gateway.admission import Policies
 from gateway.app import archive_folder, make_ledger, make_policies, make_registry, read_pseudonym_key
+from gateway.audit import search
 from gateway.config import Settings
 from gateway.ledger import limits
 from gateway.ledger.connect import opened as opened_client
-from gateway.ledger.names import Names
+from gateway.ledger.names import KEYS_TAG, Names
 from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import RedisLedger
 from gateway.model import PhoneNumber
@@ -85,6 +87,22 @@ class Opened:
         earlier = (Pseudonyms(read_secret(reference, os.environ), name) for name, reference in self.settings.audit.pseudonym_keys)
         return tuple(dict.fromkeys(keys.of(number.e164) for keys in (self.pseudonyms, *earlier)))
 
+    async def search_number(self, option: str, text: str, operator: str, source: str | None = None) -> tuple[str, ...]:
+        """Return a number's pseudonyms as `pseudonyms_ever`, once it is recorded who searches for it.
+
+        Raises: UsageError, SecretUnreadable, Refusal `ledger_unavailable`.
+        """
+        number = self.number(option, text)
+        pseudonyms = self.pseudonyms_ever(number)
+        await self.record_search(pseudonyms[0], operator, source=source, number=number, pseudonym_key=self.pseudonyms.key_id)
+        return pseudonyms
+
+    async def record_search(self, pseudonym: str, operator: str, **told: Any) -> None:
+        """Record that somebody searches for a number. `told`: as `search` takes it. Raises: Refusal `ledger_unavailable`."""
+        request_id = secrets.token_hex(16)
+        record = search(pseudonym, at=time.time(), request_id=request_id, account=KEYS_TAG, operator=operator, **told)
+        await self.registry.record(record)
+
     def accounts(self, asked: str | None) -> list[str]:
         """Return the account that was asked for, or all. Raises: UsageError."""
         if asked is not None and asked not in self.settings.accounts:
@@ -97,6 +115,14 @@ class Opened:
         if len(accounts) > 1:
             raise UsageError(f"--account: name one of {', '.join(accounts)}")
         return accounts[0]
+
+    def trails(self, asked: str | None, *, by_number: bool) -> list[str]:
+        """Return whose trails are searched for the account that was asked for, which may be `:keys`. Raises: UsageError."""
+        if asked == KEYS_TAG:
+            return [KEYS_TAG]
+        accounts = self.accounts(asked)
+        # Of a number the trail of keys tells nothing but who searched for it.
+        return accounts if asked or by_number else [*accounts, KEYS_TAG]
 
     @asynccontextmanager
     async def trail(self, accounts: list[str]) -> AsyncIterator[Trail]:

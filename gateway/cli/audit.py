@@ -5,21 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import secrets
 import sys
-import time
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
-from gateway.audit import Record, rfc3339
 from gateway.cli.opened import operator, tell, with_store
 from gateway.cli.seal import add_seal
-from gateway.ledger.names import KEYS_TAG
-from gateway.model import PhoneNumber
 from gateway.opened import Opened, UsageError, instant
 from gateway.trail.archive import write_whole
-from gateway.trail.export import FORMATS, NotExportable
+from gateway.trail.export import FORMATS, written
 from gateway.trail.search import Query, Row, Trail
 from gateway.trail.table import pseudonym_key_table, record_table, report_table, show
 
@@ -153,11 +148,9 @@ def _export(arguments: argparse.Namespace) -> int:
         while True:
             size = reader.refresh()
             while found := reader.index.find(query, after=after, before=size, limit=_EXPORTED_AT_ONCE):
-                for record in reader.records(found):
-                    try:
-                        sys.stdout.buffer.write(write.line(record))
-                    except NotExportable:
-                        left_out += 1
+                told, odd = written(write, reader.records(found))
+                sys.stdout.buffer.write(told)
+                left_out += odd
                 # On its way before the cursor moves: what is cut off in between is written twice, never left out.
                 sys.stdout.buffer.flush()
                 after = found[-1][0]
@@ -192,20 +185,14 @@ def _pseudonym_keys(arguments: argparse.Namespace) -> int:
 
 
 def _trail(arguments: argparse.Namespace, opened: Opened) -> AbstractAsyncContextManager[Trail]:
-    if arguments.account == KEYS_TAG:
-        return opened.trail([KEYS_TAG])
-    accounts = opened.accounts(arguments.account)
-    # Of a number the trail of keys tells nothing but who searched for it.
-    return opened.trail(accounts if arguments.account or arguments.number else [*accounts, KEYS_TAG])
+    return opened.trail(opened.trails(arguments.account, by_number=bool(arguments.number)))
 
 
 async def _query(arguments: argparse.Namespace, opened: Opened) -> Query:
     """Return what is asked for; who asks for a number is recorded before anything is told of it."""
     pseudonyms: tuple[str, ...] = ()
     if arguments.number:
-        number = opened.number("--number", arguments.number)
-        pseudonyms = opened.pseudonyms_ever(number)
-        await opened.registry.record(_searched(opened, number, pseudonyms[0]))
+        pseudonyms = await opened.search_number("--number", arguments.number, operator())
     return Query(
         pseudonyms=pseudonyms,
         stage=arguments.stage,
@@ -220,20 +207,6 @@ async def _query(arguments: argparse.Namespace, opened: Opened) -> Query:
         request_id=arguments.request_id,
         since=instant("--since", arguments.since),
         until=instant("--until", arguments.until),
-    )
-
-
-def _searched(opened: Opened, number: PhoneNumber, pseudonym: str) -> Record:
-    return Record(
-        stage="search",
-        at=rfc3339(time.time()),
-        request_id=secrets.token_hex(16),
-        account=KEYS_TAG,
-        operator=operator(),
-        m1=pseudonym,
-        m1_country=number.country,
-        m1_last2=number.e164[-2:],
-        pseudonym_key=opened.pseudonyms.key_id,
     )
 
 

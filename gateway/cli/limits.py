@@ -27,6 +27,7 @@ from gateway.model import MODES
 from gateway.numbers import may_tell
 from gateway.opened import Opened, UsageError, change_limits, span
 from gateway.trail.search import Query
+from gateway.trail.story import verdicts
 from gateway.trail.table import change_table, limit_table, show, verdict_table
 
 _WHY_MAX: Final = 200
@@ -247,7 +248,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             records = [row async for row in trail.search(Query(request_id=arguments.request_id))]
         if not records:
             raise UsageError("there is no record of this request; see `gateway audit search`")
-        rows = [row for record in records if record["stage"] in ("outcome", "refusal") for row in _explained(record)]
+        rows = [row for record in records if record["stage"] in ("outcome", "refusal") for row in verdicts(record)]
         if arguments.json:
             tell(rows, verdict_table, as_json=True)
             return 0
@@ -261,29 +262,6 @@ def _explain(arguments: argparse.Namespace) -> int:
         return 0
 
     return with_store(arguments, work)
-
-
-def _explained(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a line for each limit that was looked at for one try of a request."""
-    arrived = audit.unix_seconds(record["at"]) - (record.get("duration_ms", 0) / 1000 if record["stage"] == "outcome" else 0)
-    rows = []
-    for told in audit.read_limits(record.get("limits", "")):
-        wait = told.retry_after_seconds
-        rows.append(
-            {
-                "attempt": record.get("attempt", 1),
-                "policy": told.policy,
-                "field": told.field,
-                "mode": "shadow" if told.shadow else "enforce",
-                "left": told.left,
-                "burst": told.burst,
-                "verdict": "passed" if wait is None else "would have refused" if told.shadow else "refused",
-                "retry_after_seconds": wait,
-                "retry_at": None if wait is None else audit.rfc3339(arrived + wait),
-                "degraded": record.get("degraded", False),
-            }
-        )
-    return rows
 
 
 async def _rows(desk: _Desk, services: list[str], number: str | None) -> list[dict[str, Any]]:

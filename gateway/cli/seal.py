@@ -23,18 +23,16 @@ from gateway.ledger.connect import FAULTS
 from gateway.ledger.names import KEYS_TAG
 from gateway.opened import Opened, UsageError, instant
 from gateway.telemetry import Logger, make_logger
-from gateway.trail.archive import CHECKPOINT, Archive, ArchiveError
+from gateway.trail.archive import CHECKPOINT, PUBLIC_KEY, Archive, ArchiveError
 from gateway.trail.copies import Copies, CopyError
-from gateway.trail.index import Query
 from gateway.trail.note import NoteError, PublicKey, Signer
-from gateway.trail.prove import ProofError, check_proof, prove
+from gateway.trail.prove import ProofError, check_proof, prove_request
 from gateway.trail.seal import Sealed, Sealer
 from gateway.trail.verify import Report, verify
 from gateway.vault import read_secret
 
 _NAME: Final = "masking-gateway"
 _SIGNING_KEY: Final = "signing.key"
-_PUBLIC_KEY: Final = "public.key"
 _EVERY_SECONDS: Final = 1.0
 _IDLE_LOG_SECONDS: Final = 60.0
 _AGAIN_SECONDS: Final = 5.0
@@ -87,7 +85,7 @@ def _seal(arguments: argparse.Namespace) -> int:
             loop.add_signal_handler(number, stopping.set)
         folder = archive_folder(settings, os.environ)
         with await _opened_archive(folder, log, stopping, arguments) as archive:
-            (folder / _PUBLIC_KEY).write_text(f"{signer.public}\n", encoding="utf-8")
+            (folder / PUBLIC_KEY).write_text(f"{signer.public}\n", encoding="utf-8")
             async with opened.client() as client:
                 accounts = (*settings.accounts, KEYS_TAG)
                 hours, days = settings.audit.stream_hours, settings.audit.keep_days
@@ -263,16 +261,14 @@ def _check_proof(arguments: argparse.Namespace) -> int:
 
 def _prove(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        folder = opened.sealed.folder
-        note = (folder / CHECKPOINT).read_text(encoding="utf-8")
-        found = opened.sealed.index.find(Query(request_id=arguments.request_id), limit=1000)
-        if not found:
-            print(f"gateway: no sealed record has the request id {arguments.request_id}", file=sys.stderr)
-            return 1
         try:
-            print(json.dumps(prove(folder, [place for place, _ in found], note), indent=1))
+            proof = prove_request(opened.sealed, arguments.request_id)
         except ProofError as error:
             raise UsageError(str(error)) from None
+        if proof is None:
+            print(f"gateway: no sealed record has the request id {arguments.request_id}", file=sys.stderr)
+            return 1
+        print(json.dumps(proof, indent=1))
         return 0
 
     return with_store(arguments, work)
@@ -306,7 +302,7 @@ def _public_key(arguments: argparse.Namespace) -> PublicKey:
     given = arguments.public_key
     try:
         if given is None:
-            path = _archive(arguments) / _PUBLIC_KEY
+            path = _archive(arguments) / PUBLIC_KEY
             print(f"gateway: by the archive's own {path}; pass --public-key with one you keep elsewhere", file=sys.stderr)
             return PublicKey.parse(path.read_text(encoding="utf-8"))
         return PublicKey.parse(Path(given).read_text(encoding="utf-8") if Path(given).is_file() else given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest
@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,9 +27,9 @@ from gateway import __version__, addresses
 from gateway.config import Settings
 from gateway.console.pages import make_templates
 from gateway.console.routes import NAVIGATION, ROUTES
-from gateway.console.sessions import Session, Sessions
+from gateway.console.sessions import Recent, Session, Sessions
 from gateway.console.signing import HOME
-from gateway.console.visit import Go, Missing, Route, View, Visit
+from gateway.console.visit import Download, Go, Missing, Route, View, Visit
 from gateway.errors import Refusal
 from gateway.opened import Opened, SecretUnreadable, UsageError, opening
 from gateway.telemetry import Logger
@@ -38,6 +38,8 @@ from gateway.trail.index import BrokenIndex
 
 _BODY_MAX: Final = 65_536
 _PAGE_SECONDS: Final = 25.0
+_SESSION_SECONDS: Final = 3.0
+"""How long pages that can do without Redis wait for it."""
 _COOKIE: Final = "console"
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -89,13 +91,14 @@ class _Desk:
         self._files = {file.name: file.read_bytes() for file in files}
         self._digest = sha256(b"".join(self._files[name] for name in sorted(self._files))).hexdigest()[:12]
         self._templates: Environment = make_templates()
+        self._recent = Recent(settings.console)
 
     def routes(self) -> list[StarletteRoute]:
         """Return the table of routes as Starlette wants it, the twins in JSON first: `{key}` would take `.json` too."""
         twins = [
             StarletteRoute(f"{route.path}.json", self._endpoint(route, as_json=True), methods=["GET"])
             for route in ROUTES
-            if route.method == "GET"
+            if route.method == "GET" and route.twin
         ]
         pages = [StarletteRoute(route.path, self._endpoint(route, as_json=False), methods=[route.method]) for route in ROUTES]
         return [
@@ -145,9 +148,9 @@ class _Desk:
 
     async def _answer(self, route: Route, asked: _Asked) -> Response:
         async with opening(self._settings, self._folder) as opened:
-            session = await self._session(opened, asked.identity)
+            session, away = await self._signed_in(route, opened, asked.identity)
             try:
-                made = await self._made(route, asked, opened, session)
+                made = await self._made(route, asked, opened, session, redis_away=away)
             except _Denied as denied:
                 made = _denied_view(denied)
             except Missing as missing:
@@ -158,10 +161,14 @@ class _Desk:
                 made = _denied_view(_Denied(503, "The sealed trail cannot be read", f"{error}."))
             if isinstance(made, Go):
                 return await self._go(opened, asked, made)
-            notice = await self._notice(opened, asked) if session is not None and not asked.as_json else ""
+            if isinstance(made, Download):
+                return self._sent(made)
+            notice = await self._notice(opened, asked) if session is not None and not asked.as_json and not away else ""
             return self._page(asked, session, made, notice)
 
-    async def _made(self, route: Route, asked: _Asked, opened: Opened, session: Session | None) -> View | Go:
+    async def _made(
+        self, route: Route, asked: _Asked, opened: Opened, session: Session | None, *, redis_away: bool
+    ) -> View | Go | Download:
         """Return what a page makes, for who may have it. Raises: _Denied, and what pages raise."""
         request = asked.request
         if route.role is not None and session is None:
@@ -175,7 +182,19 @@ class _Desk:
             if route.role is not None and session is not None and not _same(form.get("csrf", ""), session.csrf):
                 raise _Denied(403, "This form is no longer good", "Go back, load the page again, and send it once more.")
         query, source = dict(request.query_params), self._source(request)
-        return await route.page(Visit(opened, session, request.path_params, query, form, source, time.time()))
+        return await route.page(Visit(opened, session, request.path_params, query, form, source, time.time(), redis_away))
+
+    async def _signed_in(self, route: Route, opened: Opened, identity: str) -> tuple[Session | None, bool]:
+        """Return who is signed in, and whether that is what was known before Redis went away."""
+        try:
+            async with asyncio.timeout(_SESSION_SECONDS if route.outlives_redis else None):
+                session = await self._session(opened, identity)
+        except (Refusal, TimeoutError):
+            if route.outlives_redis and (known := self._recent.find(identity, time.time())) is not None:
+                return known, True
+            raise
+        self._recent.note(identity, session, time.time())
+        return session, False
 
     async def _session(self, opened: Opened, identity: str) -> Session | None:
         if not identity:
@@ -194,6 +213,7 @@ class _Desk:
             if go.notice:
                 await sessions.leave_notice(asked.identity, go.notice)
             if (go.begins is not None or go.ends) and asked.identity:
+                self._recent.note(asked.identity, None, time.time())
                 await sessions.end(asked.identity)
         same: dict[str, Any] = {"path": "/", "secure": self.secure, "httponly": True, "samesite": "strict"}
         if go.begins is not None:
@@ -201,6 +221,15 @@ class _Desk:
         elif go.ends:
             answer.delete_cookie(self._cookie, **same)
         return answer
+
+    def _sent(self, download: Download) -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            async with opening(self._settings, self._folder) as opened:
+                async for part in download.parts(opened):
+                    yield part
+
+        told = {"content-disposition": f'attachment; filename="{download.name}"'}
+        return StreamingResponse(parts(), media_type=download.media_type, headers=told)
 
     def _check_origin(self, request: Request) -> None:
         """Let nobody but our own pages send forms, whatever the browser knows of cookies. Raises: _Denied."""

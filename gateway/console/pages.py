@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ from markupsafe import Markup
 from gateway.console.chart import KINDS, bars
 
 _DAY_SECONDS = 86_400
+_RECORDED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", re.ASCII)
 
 
 def make_templates() -> Environment:
@@ -19,7 +21,7 @@ def make_templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("gateway.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters.update(time=_time, lasts=lasts, count=_count, share=_share, ms=_ms, sum_of=_sum_of)
+    templates.filters.update(time=_time, instant=_instant, lasts=lasts, count=_count, share=_share, ms=_ms, sum_of=_sum_of)
     templates.globals["bars"] = bars
     return templates
 
@@ -42,6 +44,11 @@ def _time(unix_seconds: float | None, empty: str = "never") -> Markup:
 
 def _sum_of(bucket: Mapping[str, Any]) -> int:
     return sum(bucket[kind] for kind in KINDS)
+
+
+def _instant(at: str) -> str:
+    """Return an instant as records tell it, `2030-01-31 12:30:00.123`; what is none as it is."""
+    return f"{at[:10]} {at[11:23]}" if _RECORDED.fullmatch(at) else at
 
 
 def _count(number: float) -> str:

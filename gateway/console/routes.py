@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.console import callers, overview, signing
+from gateway.console import audit, callers, overview, signing, story
 from gateway.console.visit import Route
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -12,6 +12,11 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("POST", "/sign-in", None, signing.sign_in),
     Route("POST", "/sign-out", "auditor", signing.sign_out),
     Route("GET", "/overview", "auditor", overview.overview),
+    Route("GET", "/audit", "auditor", audit.page, outlives_redis=True),
+    Route("POST", "/audit", "auditor", audit.search),
+    Route("GET", "/audit.{format}", "auditor", audit.download, twin=False),
+    Route("GET", "/audit/{record:path}.proof", "auditor", story.proof, twin=False, outlives_redis=True),
+    Route("GET", "/audit/{record:path}", "auditor", story.page, outlives_redis=True),
     Route("GET", "/callers", "auditor", callers.callers),
     Route("GET", "/callers/{key}", "auditor", callers.caller),
     Route("GET", "/callers/{key}/revoke", "operator", callers.revoke_page),
@@ -19,7 +24,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/callers/{key}/extend", "operator", callers.extend_page),
     Route("POST", "/callers/{key}/extend", "operator", callers.extend),
 )
-"""Each GET is had as JSON too, at its path with `.json`."""
+"""Each GET is had as JSON too, at its path with `.json`, but for what is a file."""
 
 _NAMES: Final = {
     "/overview": "Overview",

@@ -15,6 +15,7 @@ from gateway.ledger.names import KEYS_TAG
 _BASE: Final = f"gw:{{{KEYS_TAG}}}:console:session:"
 _ID_BYTES: Final = 32
 _NOTICE_SECONDS: Final = 60
+_RECENT_MAX: Final = 1000
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +71,15 @@ class Sessions:
         """Sign somebody out."""
         await self._client.delete(_name(identity), _name(identity) + ":notice")
 
+    async def has_searched(self, session: Session, pseudonym: str) -> bool:
+        """Say whether a search for a number was recorded in a session."""
+        return bool(await self._client.sismember(_sought(session), pseudonym))
+
+    async def note_search(self, session: Session, pseudonym: str) -> None:
+        """Note that a search for a number was recorded in a session."""
+        await self._client.sadd(_sought(session), pseudonym)
+        await self._client.expire(_sought(session), self._whole_seconds)
+
     async def leave_notice(self, identity: str, text: str) -> None:
         """Leave a line for the next page of a session."""
         await self._client.set(_name(identity) + ":notice", text, ex=_NOTICE_SECONDS)
@@ -87,6 +97,37 @@ class Sessions:
             return True
         key = await key_of(self._client, session.key_id)
         return key is not None and key.state(now) == "live"
+
+
+class Recent:
+    """Who was signed in a little while ago, as this process saw it: for reading what is sealed while Redis is away.
+
+    A session ends here as it would in Redis. Whose key is revoked meanwhile is not known; Redis is needed for that too.
+    """
+
+    def __init__(self, settings: Console) -> None:
+        self._idle_seconds = settings.session_idle_minutes * 60
+        self._whole_seconds = settings.session_hours * 3600
+        self._seen: dict[str, tuple[Session, float]] = {}
+
+    def note(self, identity: str, session: Session | None, now: float) -> None:
+        """Note what Redis says of a session; None: there is none."""
+        self._seen.pop(_name(identity), None)
+        if session is not None:
+            self._seen[_name(identity)] = session, now
+        if len(self._seen) > _RECENT_MAX:
+            del self._seen[next(iter(self._seen))]
+
+    def find(self, identity: str, now: float) -> Session | None:
+        """Return a session that went on when Redis was asked last, and would go on now."""
+        session, seen_at = self._seen.get(_name(identity), (None, 0.0))
+        if session is None or now - seen_at > self._idle_seconds or now - session.began_at > self._whole_seconds:
+            return None
+        return session
+
+
+def _sought(session: Session) -> str:
+    return f"{_BASE}{sha256(session.csrf.encode()).hexdigest()}:sought"
 
 
 def _name(identity: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +35,8 @@ class Visit:
     """Address it came from; empty where that is not known."""
     now: float
     """Unix seconds."""
+    redis_away: bool = False
+    """Whether Redis did not answer when it was asked who this is."""
 
     @property
     def who(self) -> str:
@@ -74,6 +76,17 @@ class Go:
     """Whether the session ends with this."""
 
 
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A file, made while it is sent."""
+
+    name: str
+    """Letters, digits, dots, dashes and underscores."""
+    media_type: str
+    parts: Callable[[Opened], AsyncIterator[bytes]]
+    """Given what the settings name, opened for as long as the file takes."""
+
+
 class Route(NamedTuple):
     """One row of the table of routes."""
 
@@ -81,4 +94,8 @@ class Route(NamedTuple):
     path: str
     role: Role | None
     """Who may have it; None: anybody."""
-    page: Callable[[Visit], Awaitable[View | Go]]
+    page: Callable[[Visit], Awaitable[View | Go | Download]]
+    twin: bool = True
+    """Of a GET: whether it is had as JSON too."""
+    outlives_redis: bool = False
+    """Whether it goes on without Redis, for who was signed in a little while ago."""

@@ -33,6 +33,8 @@ SEGMENT_BYTES: Final = 64 * 1024 * 1024
 HASH_BYTES: Final = 32
 CHECKPOINT: Final = "checkpoint"
 HASHES: Final = "hashes"
+PUBLIC_KEY: Final = "public.key"
+"""Put there by the sealer, for who verifies on its machine."""
 INDEX: Final = "index.sqlite"
 STATE: Final = "state.json"
 _AT_ONCE: Final = 10_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
@@ -19,11 +19,13 @@ from typing import IO, Any, Final, NamedTuple, Self
 import msgspec
 
 from gateway.audit import chained
-from gateway.trail.archive import HASH_BYTES, lines, open_hashes, segments
+from gateway.trail.archive import CHECKPOINT, HASH_BYTES, Reader, lines, open_hashes, segments
+from gateway.trail.index import Query
 from gateway.trail.merkle import EMPTY, included
 from gateway.trail.note import Checkpoint, NoteError, PublicKey, verified
 
 FORMAT: Final = "masking-gateway-proof/1"
+_RECORDS_MAX: Final = 1000
 _CHUNK: Final = 4096
 """Leaves that are hashed together; a power of two, so that their tree is a subtree of the whole."""
 
@@ -39,9 +41,10 @@ class Leaves:
     is. Of packed hashes a level is one list comprehension.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        """`file` is closed by this. Raises: OSError."""
+    def __init__(self, file: IO[bytes], tops: bytearray | None = None) -> None:
+        """`file` is closed by this. `tops`: kept by who asks often about one file, in which hashes are kept. Raises: OSError."""
         self._file = file
+        self._kept = bytearray() if tops is None else tops
         self.size = os.fstat(self._file.fileno()).st_size // HASH_BYTES
         """Whole leaves that were there when it was opened."""
 
@@ -80,7 +83,10 @@ class Leaves:
 
     @cached_property
     def _whole(self) -> bytes:
-        return b"".join(_climb(chunk, 0)[1] for chunk in self.chunks(self.size - self.size % _CHUNK))
+        whole, known = self.size - self.size % _CHUNK, len(self._kept) // HASH_BYTES * _CHUNK
+        for chunk in self.chunks(whole, known):
+            self._kept += _climb(chunk, 0)[1]
+        return bytes(self._kept[: whole // _CHUNK * HASH_BYTES])
 
 
 def _climb(level: bytes, index: int) -> tuple[list[bytes], bytes]:
@@ -119,8 +125,32 @@ class _Document(msgspec.Struct):
     records: list[_Row]
 
 
-def prove(folder: Path, places: Sequence[int], note: str) -> dict[str, Any]:
+def prove_request(reader: Reader, request_id: str, tops: bytearray | None = None) -> dict[str, Any] | None:
+    """Return the proof of all sealed records of a request, under the newest checkpoint; None: there are none.
+
+    `tops`: as `Leaves` takes it. Raises: ProofError, BrokenIndex, OSError.
+    """
+    found = reader.index.find(Query(request_id=request_id), limit=_RECORDS_MAX)
+    return prove_found(reader, found, tops) if found else None
+
+
+def prove_found(reader: Reader, found: Sequence[tuple[int, int]], tops: bytearray | None = None) -> dict[str, Any]:
+    """Return the proof of records at places and offsets, as the index tells them. Raises: as `prove_request`."""
+    note = (reader.folder / CHECKPOINT).read_text(encoding="utf-8")
+    records = {where[0]: record for where in found for record in reader.records([where])}
+    return prove(reader.folder, [place for place, _ in found], note, records, tops)
+
+
+def prove(
+    folder: Path,
+    places: Sequence[int],
+    note: str,
+    records: Mapping[int, bytes] | None = None,
+    tops: bytearray | None = None,
+) -> dict[str, Any]:
     """Return the proof that the records at these places are in the tree of a signed checkpoint of this archive.
+
+    `records`: by their places, where they were read already. `tops`: as `Leaves` takes it.
 
     Fit for JSON: `format`, `checkpoint` (the note), and of each record `place`, `record` (its bytes as text;
     `record_base64` where they are none) and `proof` (hexadecimal, from the leaf upwards). Raises: ProofError, OSError.
@@ -134,9 +164,9 @@ def prove(folder: Path, places: Sequence[int], note: str) -> dict[str, Any]:
         raise ProofError("there is no record to prove")
     if wanted[0] < 0 or wanted[-1] >= checkpoint.size:
         raise ProofError(f"the checkpoint covers {checkpoint.size} records: what came later is not sealed yet")
-    found = dict(_records(folder, wanted))
+    found = dict(_records(folder, wanted)) if records is None else records
     rows = []
-    with Leaves(open_hashes(folder)) as leaves:
+    with Leaves(open_hashes(folder), tops) as leaves:
         for place in wanted:
             if place not in found:
                 raise ProofError(f"the record at place {place} is not in {folder}: was it removed?")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +18,7 @@ from gateway.audit import Head
 from gateway.trail.archive import Reader, State, read_state
 from gateway.trail.index import BrokenIndex, Query
 
-__all__ = ["Page", "Query", "Row", "Trail", "decode", "encoded", "order", "still_reached"]
+__all__ = ["Found", "Page", "Query", "Row", "Trail", "decode", "encoded", "order", "still_reached"]
 
 _PAGE: Final = 1000
 _FOLLOW_EVERY_SECONDS: Final = 0.1
@@ -28,25 +28,64 @@ _IN_EVERY: Final[Mapping[str, type]] = {"stage": str, "writer": str, "seq": int,
 """What every record has."""
 
 
-class Page(NamedTuple):
-    """Some matching records, and the way to the ones before them."""
+class Found(NamedTuple):
+    """One record."""
 
-    rows: list[Row]
+    row: Row
+    record: bytes
+    """As it is stored."""
+    sealed: bool
+
+
+class Page(NamedTuple):
+    """Some matching records, and the ways to those before and behind them."""
+
+    found: list[Found]
     """Oldest first."""
     older: str | None
     """What `Trail.page` takes for the page before this one, which may be empty; None: there is none.
 
-    It stays good while records are written and sealed. A stream of which no page told yet is told from its newest record.
+    It stays good while records are written and sealed. A stream in which nothing was found yet is told from its newest record.
     """
+    newer: str | None = None
+    """What `Trail.page` takes for the page behind this one; None: there was none."""
+    cut: bool = False
+    """Whether it ends, though it has room, because as many live records were looked at as were allowed."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The records as what they say."""
+        return [one.row for one in self.found]
 
 
 class _Mark(msgspec.Struct, array_like=True, frozen=True):
-    """The oldest record of a stream that a page told."""
+    """A place between two records of a stream: below the one that is named, or above it."""
 
     writer: str
     seq: int
     entry: str
     """Its id in the stream; empty where it was sealed."""
+    below: bool = True
+
+
+class _Step(NamedTuple):
+    """A record that matches, in its stream; `found` is None where a stream goes no further than to the mark."""
+
+    found: Found | None
+    mark: _Mark
+
+
+class _Allowance:
+    """How many live records may still be looked at."""
+
+    def __init__(self, most: int | None) -> None:
+        self._left = most
+
+    def spend(self, count: int) -> bool:
+        """Note that some were looked at, and say whether more may be."""
+        if self._left is not None:
+            self._left -= count
+        return self._left is None or self._left > 0
 
 
 _read_head = msgspec.json.Decoder(Head).decode
@@ -57,7 +96,10 @@ class Trail:
     """The audit streams of some accounts as one, each read in order and without what was written twice."""
 
     def __init__(self, client: Any, keys: Sequence[str], reader: Reader | None = None) -> None:
-        """`keys` are the streams' names in Redis; on a cluster they may lie in different slots. `reader`: of what is sealed."""
+        """`keys` are the streams' names in Redis; on a cluster they may lie in different slots. `reader`: of what is sealed.
+
+        Without a `client` pages tell what is sealed alone.
+        """
         self._client = client
         self._keys = keys
         self._reader = reader
@@ -78,15 +120,33 @@ class Trail:
         for key in self._keys:
             entries = await self._client.xrevrange(key, "+", "-", count=1)
             last[key] = entries[0][0] if entries else b"0-0"
-        page = await self._page(query, count, {}, last)
+        page = await self._page(query, count, {}, last, None)
         return page.rows, last
 
-    async def page(self, query: Query, count: int, older: str | None = None) -> Page:
-        """Return the newest matching records, or those before another page.
+    async def page(
+        self, query: Query, count: int, older: str | None = None, *, newer: str | None = None, live_max: int | None = None
+    ) -> Page:
+        """Return the newest matching records, or those before another page, or those behind one.
 
-        Raises: ValueError where `older` is not what a page told, OSError, BrokenIndex.
+        `live_max`: how many live records may be looked at. Raises: ValueError where `older` or `newer` is not what a page told,
+        OSError, BrokenIndex.
         """
-        return await self._page(query, count, _marks(older) if older else {}, {})
+        if newer is not None:
+            return await self._page_behind(query, count, newer, live_max)
+        page = await self._page(query, count, _marks(older) if older else {}, {}, live_max)
+        return page._replace(newer=older or None)
+
+    async def live(self, most: int) -> tuple[list[bytes], bool]:
+        """Return the newest records that are not sealed yet, the newest of each stream first, and whether these are all."""
+        state, allowance, found, told = self._state(), _Allowance(most), list[bytes](), _Told()
+        for key in self._keys if self._client is not None else ():
+            position, first = await self._position(key), b"+"
+            while page := await self._client.xrevrange(key, first, "-" if position is None else f"({position}", count=_PAGE):
+                found += [record for _, fields in page if self._new(record := encoded(fields), told, state)]
+                if not allowance.spend(len(page)):
+                    return found, False
+                first = b"(" + page[-1][0]
+        return found, True
 
     async def follow(self, query: Query, last: Mapping[str, bytes]) -> AsyncIterator[Row]:
         """Yield matching records for ever, as they are written after the given stream ids."""
@@ -112,24 +172,26 @@ class Trail:
         async for records in self._forwards(key, Query(since=since, until=until), last, told):
             yield records
 
-    async def _page(self, query: Query, count: int, marks: Mapping[str, _Mark], last: Mapping[str, bytes]) -> Page:
+    async def _page(
+        self, query: Query, count: int, marks: Mapping[str, _Mark], last: Mapping[str, bytes], live_max: int | None
+    ) -> Page:
+        allowance = _Allowance(live_max)
+        streams = {key: self._backwards(key, query, marks.get(key), last.get(key, b"+"), count, allowance) for key in self._keys}
+        merged = await _merge(streams, count, max)
         reached = dict(marks)
-        streams = {key: self._backwards(key, query, marks.get(key), last.get(key, b"+")) for key in self._keys}
-        heads: dict[str, tuple[Row, _Mark]] = {}
-        rows: list[Row] = []
-        while len(rows) < count:
-            for key in [key for key in streams if key not in heads]:
-                if (head := await anext(streams[key], None)) is not None:
-                    heads[key] = head
-                else:
-                    del streams[key]
-            if not heads:
-                break
-            newest = max(heads, key=lambda key: heads[key][0]["at"])
-            row, reached[newest] = heads.pop(newest)
-            rows.append(row)
-        rows.sort(key=lambda row: str(row["at"]))
-        return Page(rows, _text(reached) if streams else None)
+        # Where a stream was only looked into, the page before begins with what was seen there, whatever is written meanwhile.
+        reached |= {key: msgspec.structs.replace(step.mark, below=False) for key, step in merged.heads.items()}
+        reached |= {key: step.mark for key, step in merged.last.items()}
+        merged.found.sort(key=lambda one: str(one.row["at"]))
+        return Page(merged.found, _text(reached) if streams else None, cut=merged.cut)
+
+    async def _page_behind(self, query: Query, count: int, newer: str, live_max: int | None) -> Page:
+        marks, allowance = _marks(newer), _Allowance(live_max)
+        streams = {key: self._upwards(key, query, marks[key], count, allowance) for key in self._keys if key in marks}
+        merged = await _merge(streams, count, min, look_on=True)
+        reached = {key: msgspec.structs.replace(step.mark, below=False) for key, step in merged.last.items()}
+        merged.found.sort(key=lambda one: str(one.row["at"]))
+        return Page(merged.found, newer, _text(marks | reached) if streams else None, merged.cut)
 
     async def _records(self, key: str, query: Query) -> AsyncIterator[Row]:
         async for records in self._forwards(key, query, "+", _Told()):
@@ -159,30 +221,73 @@ class Trail:
             if more := bool(page):
                 first = f"({page[-1][0].decode()}"
 
-    async def _backwards(self, key: str, query: Query, mark: _Mark | None, last: bytes) -> AsyncIterator[tuple[Row, _Mark]]:
-        """Yield matching records from the one before a mark down, or from an id in the stream."""
+    async def _backwards(
+        self, key: str, query: Query, mark: _Mark | None, last: bytes, count: int, allowance: _Allowance
+    ) -> AsyncIterator[_Step]:
+        """Yield matching records from a mark down, or from an id in the stream; `count`: how many are likely to be wanted."""
         state, told = self._state(), _Told()
-        before = None if mark is None else self._place(mark.writer, mark.seq, state)
-        if mark is not None and before is None and not mark.entry:
+        place = None if mark is None else self._place(mark.writer, mark.seq, state)
+        if mark is not None and place is None and not mark.entry:
             return  # It was sealed and is removed, and so is all before it.
-        if before is None:
+        if place is None and self._client is not None:
             position = await self._position(key)
-            first = last if mark is None else f"({mark.entry}".encode()
-            while page := await self._client.xrevrange(key, first, "-" if position is None else f"({position}", count=_PAGE):
-                for entry, record in ((entry, encoded(fields)) for entry, fields in page):
-                    row = decode(record)
-                    if row is not None and query.matches(row) and self._new(record, told, state):
-                        yield row, _Mark(row["writer"], row["seq"], entry.decode())
-                first = b"(" + page[-1][0]
+            first = last if mark is None else (b"(" if mark.below else b"") + mark.entry.encode()
+            size, reached = min(count, _PAGE), mark
+            while page := await self._client.xrevrange(key, first, "-" if position is None else f"({position}", count=size):
+                for step in self._live(page, query, told, state):
+                    reached = step.mark
+                    if step.found is not None:
+                        yield step
+                if not allowance.spend(len(page)):
+                    yield _Step(None, reached or _Mark("", -1, page[-1][0].decode()))
+                    return
+                first, size = b"(" + page[-1][0], _PAGE
         # The live ones first: what is sealed, and trimmed, while they are read is found among the sealed.
-        for found in self._sealed(key, query, self._state(), before=before, newest_first=True):
-            for record in found:
-                row = decode(record)
-                if row is not None and query.matches(row) and record not in told:
-                    yield row, _Mark(row["writer"], row["seq"], "")
+        before = None if place is None or mark is None else place + (not mark.below)
+        found = self._sealed(key, query, self._state(), before=before, newest_first=True, at_once=count)
+        for step in _steps(found, query, told):
+            yield step
+
+    async def _upwards(self, key: str, query: Query, mark: _Mark, count: int, allowance: _Allowance) -> AsyncIterator[_Step]:
+        """Yield matching records from a mark up."""
+        state, told = self._state(), _Told()
+        place, first = self._place(mark.writer, mark.seq, state), ("" if mark.below else "(") + mark.entry
+        if place is not None or not mark.entry:
+            # What was removed is followed by the oldest there is.
+            after = -1 if place is None else place - mark.below
+            for step in _steps(self._sealed(key, query, state, after=after, at_once=count), query, told):
+                yield step
+            position = None if self._client is None else await self._still_reached(key, state)
+            first = "-" if position is None else f"({position}"
+        size = min(count, _PAGE)
+        while self._client is not None and (page := await self._client.xrange(key, first, "+", count=size)):
+            for step in self._live(page, query, told, state):
+                mark = step.mark
+                if step.found is not None:
+                    yield step
+            if not allowance.spend(len(page)):
+                yield _Step(None, mark)
+                return
+            first, size = f"({page[-1][0].decode()}", _PAGE
+
+    def _live(self, page: Sequence[Any], query: Query, told: _Told, state: State) -> Iterator[_Step]:
+        """Yield a step for each entry that is a record, with what was found where it matches."""
+        for entry, record in ((entry, encoded(fields)) for entry, fields in page):
+            if (row := decode(record)) is not None:
+                fits = query.matches(row) and self._new(record, told, state)
+                mark = _Mark(row["writer"], row["seq"], entry.decode())
+                yield _Step(Found(row, record, sealed=False) if fits else None, mark)
 
     def _sealed(
-        self, key: str, query: Query, state: State, *, after: int = -1, before: int | None = None, newest_first: bool = False
+        self,
+        key: str,
+        query: Query,
+        state: State,
+        *,
+        after: int = -1,
+        before: int | None = None,
+        newest_first: bool = False,
+        at_once: int = _PAGE,
     ) -> Iterator[list[bytes]]:
         """Yield the sealed records of a stream that match, many at a time."""
         account = key[key.index("{") + 1 : key.index("}")]
@@ -193,13 +298,18 @@ class Trail:
                 f"the index of {self._reader.folder} is being made, {size:,} of {state.size:,} records: try again later"
             )
         query, end = replace(query, account=account), state.size if before is None else before
-        while found := self._reader.index.find(query, after=after, before=end, newest_first=newest_first, limit=_PAGE):
+        while found := self._reader.index.find(
+            query, after=after, before=end, newest_first=newest_first, limit=min(at_once, _PAGE)
+        ):
             yield list(self._reader.records(found))
             after, end = (after, found[-1][0]) if newest_first else (found[-1][0], end)
 
     async def _position(self, key: str) -> str | None:
         """Return the id of the last entry of a stream that is sealed; None: all there are may be live."""
-        return await still_reached(self._client, key, self._state().positions.get(key))
+        return await self._still_reached(key, self._state())
+
+    async def _still_reached(self, key: str, state: State) -> str | None:
+        return await still_reached(self._client, key, state.positions.get(key))
 
     def _new(self, record: bytes, told: _Told | None, state: State) -> bool:
         """Say whether a live record is not among the sealed, and was not told yet."""
@@ -214,6 +324,58 @@ class Trail:
 
     def _state(self) -> State:
         return State() if self._reader is None else read_state(self._reader.folder)
+
+
+class _Merged(NamedTuple):
+    """What was taken of some streams."""
+
+    found: list[Found]
+    last: dict[str, _Step]
+    """The last step taken of each stream."""
+    heads: dict[str, _Step]
+    """What comes next in those that were looked into."""
+    cut: bool
+
+
+async def _merge(
+    streams: dict[str, AsyncIterator[_Step]], count: int, pick: Callable[..., str], *, look_on: bool = False
+) -> _Merged:
+    """Take steps of streams in the order of their time; those that ended are removed from `streams`.
+
+    `pick`: `max` for the newest first, `min` for the oldest. `look_on`: also look whether there is more when there is enough.
+    """
+    merged = _Merged([], {}, {}, cut=False)
+    heads = merged.heads
+    while look_on or len(merged.found) < count:
+        for key in [key for key in streams if key not in heads]:
+            if (head := await anext(streams[key], None)) is None:
+                del streams[key]
+            elif head.found is None:
+                # What comes next of this stream is not known, so no more can be told of any.
+                merged.last[key] = head
+                return merged._replace(cut=True)
+            else:
+                heads[key] = head
+        if not heads or len(merged.found) >= count:
+            break
+        key = pick(heads, key=lambda key: _at(heads[key]))
+        merged.last[key] = step = heads.pop(key)
+        if step.found is not None:
+            merged.found.append(step.found)
+    return merged
+
+
+def _steps(sealed: Iterable[list[bytes]], query: Query, told: _Told) -> Iterator[_Step]:
+    """Yield sealed records that match and were not told while they were live."""
+    for records in sealed:
+        for record in records:
+            row = decode(record)
+            if row is not None and query.matches(row) and record not in told:
+                yield _Step(Found(row, record, sealed=True), _Mark(row["writer"], row["seq"], ""))
+
+
+def _at(step: _Step) -> str:
+    return str(step.found.row["at"]) if step.found is not None else ""
 
 
 class _Told:

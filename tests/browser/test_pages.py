@@ -10,10 +10,10 @@ from playwright.sync_api import Browser, expect
 
 from gateway.console.routes import NAVIGATION, ROUTES
 from tests.browser.visiting import SCHEMES, WIDTHS, Scheme, overflows, signed_in, visiting
-from tests.console.running import Console
+from tests.console.running import Console, path_of
 
-PATHS = [route.path.replace("{key}", "crmkeyid00") for route in ROUTES if route.method == "GET" and route.role == "auditor"]
-CHANGING = [route.path.replace("{key}", "crmkeyid00.1") for route in ROUTES if route.method == "GET" and route.role == "operator"]
+PATHS = [path_of(route) for route in ROUTES if route.method == "GET" and route.role == "auditor" and route.twin]
+CHANGING = [path_of(route, "crmkeyid00.1") for route in ROUTES if route.method == "GET" and route.role == "operator"]
 
 
 @pytest.mark.parametrize("role", ["auditor", "operator"])

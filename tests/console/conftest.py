@@ -15,6 +15,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     """A console before a day of life."""
     with Console(tmp_path_factory.mktemp("console")) as running:
         running.fill()
+        running.seal()
         yield running
         assert running.process.alive(), running.process.output()
 

@@ -25,6 +25,7 @@ from gateway.check import load
 from gateway.config import Redis as RedisSettings
 from gateway.console import keys as console_keys
 from gateway.console.keys import ROLES
+from gateway.console.visit import Route
 from gateway.keyring import key_record
 from gateway.keys import KeyEntry, KeyVersion
 from gateway.ledger.chain import Chain
@@ -37,6 +38,8 @@ from tests.running import PSEUDONYM_KEY, Process, Redis
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 """What no page may show as anything but text."""
+WRITER = "host-5f1c2a77"
+"""Who wrote most of what `fill` writes."""
 DAY, HOUR = 86_400, 3_600
 
 
@@ -135,9 +138,19 @@ port = 0
         with self.redis.client() as client:
             return [json.loads(fields[b"r"]) for _, fields in client.xrange(Names(account).audit)]
 
+    def seal(self) -> None:
+        """Seal all there is."""
+        (self.folder / "state").mkdir(exist_ok=True)
+        self.cli("audit", "seal", "--once")
+
     def fill(self, calls: int = 600) -> None:
         """Write a day of life: keys of several services in every state, calls of every kind, writers, open intents."""
         _run(_fill(self.redis.url, calls))
+
+
+def path_of(route: Route, key: str = "crmkeyid00") -> str:
+    """Return the path of a route to something that `fill` made."""
+    return route.path.replace("{key}", key).replace("{record:path}", f"{WRITER}-0").replace("{format}", "csv")
 
 
 class Visitor(httpx.Client):
@@ -171,7 +184,7 @@ async def _fill(url: str, calls: int) -> None:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client.from_url(url))
         await _fill_keys(stack, url, client, now)
-        chain, newest = Chain("host-5f1c2a77"), 0
+        chain, newest = Chain(WRITER), 0
 
         async def put(record: Record, at: float, opens: bool = False) -> str:
             nonlocal newest

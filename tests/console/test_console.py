@@ -11,21 +11,18 @@ import pytest
 
 from gateway.console.routes import ROUTES
 from gateway.console.visit import Route
-from tests.console.running import HOSTILE, Console, Visitor
+from tests.console.running import HOSTILE, Console, Visitor, path_of
 from tests.running import until
 
 ROLES = (None, "auditor", "operator")
 GETS = [route for route in ROUTES if route.method == "GET"]
+PAGES = [route for route in GETS if route.twin]
 
 
 @pytest.fixture(scope="session")
 def visitors(console: Console) -> dict[str | None, Visitor]:
     """One visitor of each role."""
     return {role: console.browser(role) for role in ROLES}
-
-
-def path_of(route: Route) -> str:
-    return route.path.replace("{key}", "crmkeyid00")
 
 
 def test_signing_in_and_out(console: Console) -> None:
@@ -156,7 +153,11 @@ def test_the_table_of_roles(visitors: dict[str | None, Visitor], route: Route, r
         if role is not None and route.role is not None:
             assert ("no longer good" in answer.text) == allowed
         return
-    page, twin = visitor.get(path_of(route)), visitor.get(path_of(route) + ".json")
+    page = visitor.get(path_of(route))
+    if not route.twin:
+        assert page.status_code == (200 if allowed else 303 if role is None else 403)
+        return
+    twin = visitor.get(path_of(route) + ".json")
     if allowed:
         assert (page.status_code, twin.status_code) == (200, 200)
         assert twin.headers["content-type"] == "application/json"
@@ -170,8 +171,8 @@ def test_the_table_of_roles(visitors: dict[str | None, Visitor], route: Route, r
 
 
 def test_auditors_can_change_nothing() -> None:
-    """Whatever is not reading needs an operator, but for signing in and out."""
-    changing = [route for route in ROUTES if route.method != "GET" and route.path not in ("/sign-in", "/sign-out")]
+    """Whatever is not reading needs an operator, but for signing in and out; a search is a form to keep numbers out of addresses."""
+    changing = [route for route in ROUTES if route.method != "GET" and route.path not in ("/sign-in", "/sign-out", "/audit")]
 
     assert changing
     assert {route.role for route in changing} == {"operator"}
@@ -265,7 +266,7 @@ def test_what_is_stored_is_shown_as_text(console: Console, visitors: dict[str | 
     """Whatever stands in a note, a name or a query is never part of the page."""
     shown = 0
     for visitor in (visitors["auditor"], visitors["operator"]):
-        for path in (*map(path_of, GETS), "/callers/dialkeyid0", "/callers?state=all"):
+        for path in (*map(path_of, PAGES), "/callers/dialkeyid0", "/callers?state=all"):
             for params in ({}, {"service": HOSTILE, "state": HOSTILE, "next": HOSTILE}):
                 page = visitor.get(path, params=params).text
                 shown += "&lt;script&gt;" in page

@@ -6,7 +6,7 @@ for, or of a type that the gateway never records, is kept apart under `unmapped`
 A pseudonym is called one: it is a keyed hash, and no telephone number can be had from it.
 """
 
-from gateway.trail.export.formats import FORMATS, Format
+from gateway.trail.export.formats import FORMATS, Format, written
 from gateway.trail.export.reading import NotExportable
 
-__all__ = ["FORMATS", "Format", "NotExportable"]
+__all__ = ["FORMATS", "Format", "NotExportable", "written"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -21,6 +21,17 @@ class Format:
     """The line before all others; empty where there is none."""
     line: Callable[[bytes], bytes]
     """Give it a record as it is stored. Raises: NotExportable."""
+
+
+def written(write: Format, records: Iterable[bytes]) -> tuple[bytes, int]:
+    """Return records as their lines, and how many cannot be told in this format."""
+    lines, left_out = [], 0
+    for record in records:
+        try:
+            lines.append(write.line(record))
+        except NotExportable:
+            left_out += 1
+    return b"".join(lines), left_out
 
 
 def jsonl_line(record: bytes) -> bytes:
