@@ -182,6 +182,8 @@ class Trail:
         # Where a stream was only looked into, the page before begins with what was seen there, whatever is written meanwhile.
         reached |= {key: msgspec.structs.replace(step.mark, below=False) for key, step in merged.heads.items()}
         reached |= {key: step.mark for key, step in merged.last.items()}
+        # Of one time the one that was written later stands later.
+        merged.found.reverse()
         merged.found.sort(key=lambda one: str(one.row["at"]))
         return Page(merged.found, _text(reached) if streams else None, cut=merged.cut)
 

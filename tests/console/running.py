@@ -51,7 +51,7 @@ class Console:
         self.redis = Redis(folder / "r")
         self._console, self._more = console, more
         # Accounts name secrets that nobody has given: the console must not want them.
-        self._environ = {"PSEUDONYM_KEY": PSEUDONYM_KEY}
+        self.environ = {"PSEUDONYM_KEY": PSEUDONYM_KEY}
         self.keys: dict[str, str] = {}
         self._visitors: list[Visitor] = []
 
@@ -88,7 +88,7 @@ port = 0
 
     def start(self) -> None:
         words = [sys.executable, "-m", "gateway", "console", "--config", str(self.config)]
-        self.process = Process(self.folder, f"console-{time.monotonic_ns()}", words, self._environ)
+        self.process = Process(self.folder, f"console-{time.monotonic_ns()}", words, self.environ)
         self.url = self.process.address()
 
     def __exit__(self, *_: object) -> None:
@@ -101,7 +101,7 @@ port = 0
         """Run one gateway command on these settings."""
         done = subprocess.run(
             [sys.executable, "-m", "gateway", *words, "--config", str(self.config)],
-            capture_output=True, text=True, timeout=60, env={**os.environ, **self._environ},
+            capture_output=True, text=True, timeout=60, env={**os.environ, **self.environ},
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr
         return done
