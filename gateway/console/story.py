@@ -58,7 +58,7 @@ async def page(visit: Visit) -> View:
     name = visit.path["record"]
     (story, sealing), missing = await _told(visit)
     chapters = [_chapter(chapter, name, story) for chapter in story.chapters]
-    told = [usual_and_odd(chapter.row)[0] for chapter in story.chapters]
+    told = [_usual(chapter.row) for chapter in story.chapters]
     data = {
         "name": name,
         "request_id": story.request_id,
@@ -163,8 +163,14 @@ def _proved(reader: Reader, where: Sequence[tuple[int, int]]) -> dict[str, Any]:
             raise
 
 
+def _usual(row: Row) -> Row:
+    """Return what is as the gateway records it, and what every record has. Whoever could write to Redis may have written it."""
+    told, _ = usual_and_odd(row)
+    return {**told, "stage": row["stage"], "account": row["account"]}
+
+
 def _chapter(chapter: Chapter, name: str, story: Story) -> dict[str, Any]:
-    told, _ = usual_and_odd(chapter.row)
+    told = _usual(chapter.row)
     writer, seq = chapter.row["writer"], chapter.row["seq"]
     return {
         "id": chapter.id,
@@ -209,8 +215,8 @@ def _words(told: Row) -> str:
             again = f", try {told['attempt']}" if told.get("attempt", 1) > 1 else ""
             return f"Recorded before anything was done{again}"
         case "outcome":
-            by = {"vendor": "by the vendor", "gateway": "by the gateway"}.get(told.get("origin", ""), "")
-            return "The vendor answered" if told.get("result") == "answered" else f"Ended {by}: {how}".replace("  ", " ")
+            by = {"vendor": " by the vendor", "gateway": " by the gateway"}.get(told.get("origin", ""), "")
+            return "The vendor answered" if told.get("result") == "answered" else f"Ended{by}: {how}"
         case "refusal" if how == REPLAYED:
             return "The answer to an earlier call was given again"
         case "refusal":

@@ -137,12 +137,15 @@ class Trail:
         return page._replace(newer=older or None)
 
     async def live(self, most: int) -> tuple[list[bytes], bool]:
-        """Return the newest records that are not sealed yet, the newest of each stream first, and whether these are all."""
-        state, allowance, found, told = self._state(), _Allowance(most), list[bytes](), _Told()
+        """Return the newest records that are not sealed yet, the newest of each stream first, and whether these are all.
+
+        What was written twice is told twice, and may be among the sealed.
+        """
+        allowance, found = _Allowance(most), list[bytes]()
         for key in self._keys if self._client is not None else ():
             position, first = await self._position(key), b"+"
             while page := await self._client.xrevrange(key, first, "-" if position is None else f"({position}", count=_PAGE):
-                found += [record for _, fields in page if self._new(record := encoded(fields), told, state)]
+                found += [encoded(fields) for _, fields in page]
                 if not allowance.spend(len(page)):
                     return found, False
                 first = b"(" + page[-1][0]

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+import msgspec
 import pytest
 
-from gateway.audit import Record, chained, rfc3339
+from gateway.audit import Head, Record, chained, rfc3339
 from gateway.ledger.chain import Chain
 from gateway.ledger.names import Names
 from gateway.trail.archive import Archive
@@ -233,7 +234,7 @@ def test_the_story_of_a_call(begin: Callable[..., Console]) -> None:
 
     written(console, Record(stage="abort", at=rfc3339(now), result="unknown", **common), writer="host-late")
     assert "sealed in part" in visitor.get("/audit/a-request-of-two-tries").text
-    assert "the sealer signs every second" in visitor.get("/audit/a-request-of-two-tries").text
+    assert re.search("the sealer signs every second|last signed .* ago", visitor.get("/audit/a-request-of-two-tries").text)
 
 
 def test_what_was_altered_is_not_called_proved(begin: Callable[..., Console]) -> None:
@@ -281,6 +282,14 @@ def test_a_request_id_hides_no_record(begin: Callable[..., Console]) -> None:
     assert [chapter["id"] for chapter in told(visitor, "/audit/host-story-2")["chapters"]] == ["host-story-2"]
 
 
+def has_a_head(record: bytes) -> bool:
+    try:
+        msgspec.json.decode(record, type=Head)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return True
+
+
 def hostile_records() -> list[bytes]:
     """Return records with what runs where it is taken for more than text in every field, and with values of wrong types."""
     place = {"stage": "outcome", "seq": 0, "at": rfc3339(time.time()), "account": "main"}
@@ -307,7 +316,8 @@ def test_records_are_text(begin: Callable[..., Console], sealed: bool) -> None:
     made = hostile_records()
     if sealed:
         with Archive(console.folder / "state" / "archive") as archive:
-            archive.add([record for record in made if record.startswith(b'{"stage": "') and record.endswith(b"}")], {}, "main")
+            # What has no head no sealer takes.
+            archive.add([record for record in made if has_a_head(record)], {}, "main")
     else:
         with console.redis.client() as client:
             for record in made:
