@@ -633,6 +633,12 @@ class Console:
     )
     session_idle_minutes: int = _s("how long somebody may do nothing before having to sign in again", _between(1, 1440), 30)
     session_hours: int = _s("how long after signing in one has to do so again", _between(1, 168), 10)
+    public_key: str = _s(
+        "the sealer's public key, or a file with it, that the trail is verified by; empty: the archive's own, which whoever can "
+        "write the archive can change",
+        _text,
+        "",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

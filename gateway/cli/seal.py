@@ -19,6 +19,7 @@ from rich.progress import Progress
 from gateway.app import archive_folder
 from gateway.cli.opened import operator, read_settings, with_store
 from gateway.config import Settings
+from gateway.embedded import make_folder
 from gateway.ledger.connect import FAULTS
 from gateway.ledger.names import KEYS_TAG
 from gateway.opened import Opened, UsageError, instant
@@ -182,6 +183,7 @@ def _signer(settings: Settings, folder: Path) -> Signer:
             return Signer.parse(read_secret(settings.audit.signing_key, os.environ).reveal())
         path = folder / _SIGNING_KEY
         if not path.exists():
+            make_folder(folder)  # A sealer may be the first on its machine.
             _write_key(path, Signer.generate(_NAME))
         return Signer.parse(path.read_text(encoding="utf-8"))
     except NoteError as error:

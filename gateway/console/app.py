@@ -29,6 +29,7 @@ from gateway.console.pages import make_templates
 from gateway.console.routes import NAVIGATION, ROUTES
 from gateway.console.sessions import Recent, Session, Sessions
 from gateway.console.signing import HOME
+from gateway.console.verifier import Verifier
 from gateway.console.visit import Download, Go, Missing, Route, View, Visit
 from gateway.errors import Refusal
 from gateway.opened import Opened, SecretUnreadable, UsageError, opening
@@ -45,8 +46,8 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS: Final = {
     "content-security-policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; "
-        "base-uri 'none'"
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; "
+        "frame-ancestors 'none'; base-uri 'none'"
     ),
     "x-content-type-options": "nosniff",
     # Not `no-referrer`: browsers would then send `Origin: null` with our own forms. Other sites see nothing either way.
@@ -92,6 +93,7 @@ class _Desk:
         self._digest = sha256(b"".join(self._files[name] for name in sorted(self._files))).hexdigest()[:12]
         self._templates: Environment = make_templates()
         self._recent = Recent(settings.console)
+        self._verifier = Verifier()
 
     def routes(self) -> list[StarletteRoute]:
         """Return the table of routes as Starlette wants it, the twins in JSON first: `{key}` would take `.json` too."""
@@ -182,7 +184,8 @@ class _Desk:
             if route.role is not None and session is not None and not _same(form.get("csrf", ""), session.csrf):
                 raise _Denied(403, "This form is no longer good", "Go back, load the page again, and send it once more.")
         query, source = dict(request.query_params), self._source(request)
-        return await route.page(Visit(opened, session, request.path_params, query, form, source, time.time(), redis_away))
+        visit = Visit(opened, session, request.path_params, query, form, source, time.time(), self._verifier, redis_away)
+        return await route.page(visit)
 
     async def _signed_in(self, route: Route, opened: Opened, identity: str) -> tuple[Session | None, bool]:
         """Return who is signed in, and whether that is what was known before Redis went away."""

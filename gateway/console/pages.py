@@ -21,7 +21,9 @@ def make_templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("gateway.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters.update(time=_time, instant=_instant, lasts=lasts, count=_count, share=_share, ms=_ms, sum_of=_sum_of)
+    templates.filters.update(
+        time=_time, instant=_instant, lasts=lasts, count=_count, bytes=_bytes, share=_share, ms=_ms, sum_of=_sum_of
+    )
     templates.globals["bars"] = bars
     return templates
 
@@ -53,6 +55,14 @@ def _instant(at: str) -> str:
 
 def _count(number: float) -> str:
     return f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
 
 
 def _share(part: float | None) -> str:

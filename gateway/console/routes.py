@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.console import audit, callers, overview, signing, story
+from gateway.console import audit, callers, integrity, overview, signing, story
 from gateway.console.visit import Route
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -23,6 +23,8 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("POST", "/callers/{key}/revoke", "operator", callers.revoke),
     Route("GET", "/callers/{key}/extend", "operator", callers.extend_page),
     Route("POST", "/callers/{key}/extend", "operator", callers.extend),
+    Route("GET", "/integrity", "auditor", integrity.integrity),
+    Route("POST", "/integrity/verify", "auditor", integrity.verify),
 )
 """Each GET is had as JSON too, at its path with `.json`, but for what is a file."""
 

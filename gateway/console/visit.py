@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from gateway.audit import change
 from gateway.console.keys import Role
 from gateway.console.sessions import Session
+from gateway.console.verifier import Verifier
 from gateway.ledger.names import KEYS_TAG
 from gateway.opened import Opened
 
@@ -35,6 +36,8 @@ class Visit:
     """Address it came from; empty where that is not known."""
     now: float
     """Unix seconds."""
+    verifier: Verifier
+    """Of the whole console."""
     redis_away: bool = False
     """Whether Redis did not answer when it was asked who this is."""
 
