@@ -14,7 +14,7 @@ import yaml
 from gateway import config, embedded
 from gateway.cli.main import _parser
 from gateway.sandbox.__main__ import _parser as sandbox_parser
-from tests.deployment.awaited import AWAITED_COMMANDS, AWAITED_FILES
+from tests.deployment.awaited import AWAITED_COMMANDS
 from tests.running import Process, until
 
 COMPOSE = yaml.safe_load(Path("docker-compose.yml").read_text())
@@ -127,7 +127,7 @@ def test_everything_named_exists():
         for source, _, writable in mounts(name):
             if source.startswith("."):
                 assert not writable
-                assert Path(source).exists() or source in AWAITED_FILES, source
+                assert Path(source).exists(), source
             else:
                 assert source in COMPOSE["volumes"]
         assert set(service.get("networks", [])) <= COMPOSE["networks"].keys()
@@ -168,6 +168,21 @@ def test_the_settings_agree_with_the_containers():
     assert SETTINGS.audit.strict
     assert f":{SETTINGS.server.port}" in SERVICES["gateway"]["ports"][0]
     assert int(SERVICES["gateway"]["stop_grace_period"].rstrip("s")) > SETTINGS.server.drain_seconds
+
+
+def test_prometheus_finds_the_gateway_and_grafana_prometheus():
+    """By the names and ports, and in the folders, that their own files have."""
+    (job,) = yaml.safe_load(Path("config/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    (found,) = job["dns_sd_configs"]
+    (source,) = yaml.safe_load(Path("config/grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    (shown,) = yaml.safe_load(Path("config/grafana/provisioning/dashboards/masking-gateway.yml").read_text())["providers"]
+
+    assert (found["names"], found["port"]) == (["gateway"], SETTINGS.server.ops_port)
+    assert SETTINGS.server.ops_host == SETTINGS.server.host == "0.0.0.0"
+    assert source["url"] == "http://prometheus:9090"
+    assert shown["options"]["path"] in [target for _, target, _ in mounts("grafana")]
+    for one, other in (("prometheus", "gateway"), ("grafana", "prometheus")):
+        assert set(SERVICES[one]["networks"]) & set(SERVICES[other]["networks"]) & {"watch"}
 
 
 def test_secrets_are_made_once(tmp_path):

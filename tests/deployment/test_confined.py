@@ -98,7 +98,7 @@ def host(tmp_path):
         for written, here in {
             "redis://redis:6379": "unix:///run/redis/r.sock",
             "http://sandbox:9090": sandbox.address(),
-            "port = 8080": f"port = {port}",
+            "port = 8080": f"port = {port}\nops_port = 0",
             '"0.0.0.0"': '"127.0.0.1"',
         }.items():
             assert written in text

@@ -259,7 +259,8 @@ def test_the_settings_agree_with_the_pods(name):
     assert {read.server.state_dir, str(Path(read.accounts["main"].primary.ssid.target[0]).parent)} <= mounted["masking-gateway"]
     assert {read.audit.archive, str(Path(read.audit.signing_key.target[0]).parent)} <= mounted["masking-sealer"]
     assert all(str(Path(read.audit.pseudonym_key.target[0]).parent) in mounted[one] for one in mounted if one != "sandbox")
-    assert ports["http"] == read.server.port
+    assert ports == {"http": read.server.port, "ops": read.server.ops_port}
+    assert read.server.host == read.server.ops_host == "0.0.0.0"
     assert pod_of(GATEWAY)["terminationGracePeriodSeconds"] > read.server.drain_seconds
     assert readiness["periodSeconds"] * readiness["failureThreshold"] < read.server.lame_duck_seconds
     assert readiness["httpGet"]["path"] == "/readyz"
