@@ -36,7 +36,6 @@ def describe_api(version: str) -> dict[str, Any]:
                 "get": _read("live", "Whether the process answers.", "It does.", "application/json", _ref("schemas", "Health"))
             },
             "/readyz": {"get": _ready()},
-            "/metrics": {"get": _metrics()},
             "/openapi.json": {"get": _read("openapi", "This document.", "OpenAPI 3.1.", "application/json", {"type": "object"})},
             "/docs": {"get": _read("docs", "This document as a page.", "The page.", "text/html", {"type": "string"})},
         },
@@ -337,13 +336,6 @@ def _ready() -> dict[str, Any]:
         "description": "Something a call needs is missing; `checks` says what.",
         "content": {"application/json": {"schema": health}},
     }
-    return asked
-
-
-def _metrics() -> dict[str, Any]:
-    text = {"type": "string"}
-    asked = _read("metrics", "For Prometheus, from the networks that may read it.", "Gauges and counters.", "text/plain", text)
-    asked["responses"]["403"] = {"description": "Not from here.", "content": {"text/plain": {"schema": text}}}
     return asked
 
 

@@ -214,11 +214,18 @@ class _Observer:
         self.failed = inner.failed
 
     def recorded(self, record: Record) -> None:
+        self._tell(record)
+        self._inner.recorded(record)
+
+    def ended(self, record: Record) -> None:
+        self._tell(record)
+        self._inner.ended(record)
+
+    def _tell(self, record: Record) -> None:
         span = trace.get_current_span()
         if span.is_recording():
             found = {f"gateway.{name}": value for name in _TOLD if (value := getattr(record, name)) is not None}
             span.set_attributes(found | ({"gateway.record": record.id} if record.seq >= 0 else {}))
-        self._inner.recorded(record)
 
 
 class _Exporter(SpanExporter):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 from gateway.audit import unix_seconds
-from gateway.console.verifier import Review
+from gateway.console.verifier import Review, believed_key
 from gateway.console.visit import Go, View, Visit
 from gateway.opened import UsageError
-from gateway.trail.archive import CHECKPOINT, PUBLIC_KEY, segments
-from gateway.trail.note import Checkpoint, NoteError, PublicKey, verified
+from gateway.trail.archive import CHECKPOINT, segments
+from gateway.trail.note import Checkpoint, NoteError, verified
 
 _LATE_SECONDS: Final = 60.0
 """A sealer signs every few seconds while there is something to seal, and writers write every 30 s."""
@@ -32,25 +31,12 @@ async def integrity(visit: Visit) -> View:
 async def verify(visit: Visit) -> Go:
     """Begin to verify the whole trail. Changes nothing, so whoever may look may do it; who did is recorded."""
     folder = visit.opened.sealed.folder
-    key, own = _key(visit, folder)
+    key, own = believed_key(visit.opened.settings, folder)
     older = visit.form.get("older", "").replace("\r\n", "\n")
     if not visit.verifier.begin(visit.who, folder, key, by_own_key=own, older=older if older.strip() else None):
         return Go("/integrity", "A review is under way already; this is it.")
     await visit.record("trail.review_began")
     return Go("/integrity", "The review has begun.")
-
-
-def _key(visit: Visit, folder: Path) -> tuple[PublicKey, bool]:
-    """Return the key to believe, and whether it is the archive's own. Raises: UsageError."""
-    given = visit.opened.settings.console.public_key
-    try:
-        if given and not Path(given).is_file():
-            return PublicKey.parse(given), False
-        path = Path(given) if given else folder / PUBLIC_KEY
-        return PublicKey.parse(path.read_text(encoding="utf-8")), not given
-    except (NoteError, OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{'console.public_key' if given else folder / PUBLIC_KEY}: cannot be read: {reason}") from None
 
 
 def _checkpoint(visit: Visit) -> dict[str, Any]:
@@ -59,7 +45,7 @@ def _checkpoint(visit: Visit) -> dict[str, Any]:
     files = [path.stat().st_size for _, path in segments(folder)]
     told: dict[str, Any] = {"segments": len(files), "bytes": sum(files), "note": "", "fault": ""}
     try:
-        key, own = _key(visit, folder)
+        key, own = believed_key(visit.opened.settings, folder)
         note = (folder / CHECKPOINT).read_text(encoding="utf-8")
         found = Checkpoint.parse(verified(note, key))
     except (NoteError, OSError, UnicodeDecodeError, UsageError) as error:

@@ -12,12 +12,13 @@ from typing import Any, Final
 
 from gateway.audit import REPLAYED, chained, unix_seconds
 from gateway.console.audit import LIVE_MAX, href, numbers, on_trail
+from gateway.console.verifier import believed_key
 from gateway.console.visit import Download, Missing, View, Visit
 from gateway.ledger.names import KEYS_TAG
 from gateway.opened import Opened, UsageError
-from gateway.trail.archive import CHECKPOINT, PUBLIC_KEY, Reader
+from gateway.trail.archive import CHECKPOINT, Reader
 from gateway.trail.export.reading import usual_and_odd
-from gateway.trail.note import Checkpoint, NoteError, PublicKey, verified
+from gateway.trail.note import Checkpoint, NoteError, verified
 from gateway.trail.prove import ProofError, prove_found
 from gateway.trail.search import Row, Trail
 from gateway.trail.story import Chapter, Story, teller, verdicts
@@ -109,10 +110,10 @@ async def _told(visit: Visit) -> tuple[tuple[Story, dict[str, Any]], list[str]]:
     (story, reader), missing = await on_trail(visit, [*visit.opened.settings.accounts, KEYS_TAG], ask)
     if story is None:
         raise Missing(f"Nothing is recorded under this id. {' '.join(missing)}".strip())
-    return (story, await _sealing(story, reader, visit.now)), missing
+    return (story, await _sealing(story, reader, visit)), missing
 
 
-async def _sealing(story: Story, reader: Reader | None, now: float) -> dict[str, Any]:
+async def _sealing(story: Story, reader: Reader | None, visit: Visit) -> dict[str, Any]:
     """Return how far a story is sealed: under which checkpoint, and with what proof."""
     where = [chapter.where for chapter in story.chapters if chapter.where is not None]
     state = "sealed" if len(where) == len(story.chapters) else "partly" if where else "waiting"
@@ -131,14 +132,14 @@ async def _sealing(story: Story, reader: Reader | None, now: float) -> dict[str,
             "at": checkpoint.at,
             "origin": checkpoint.origin,
         }
-        told["age_seconds"] = max(0.0, now - unix_seconds(checkpoint.at))
+        told["age_seconds"] = max(0.0, visit.now - unix_seconds(checkpoint.at))
         told["late"] = told["age_seconds"] > _SOON_SECONDS
-        key = PublicKey.parse((reader.folder / PUBLIC_KEY).read_text(encoding="utf-8"))
+        key, _ = believed_key(visit.opened.settings, reader.folder)
         told["key"] = str(key)
         verified(note, key)
     except FileNotFoundError as error:
         told["wrong"] = "there is no signed checkpoint yet" if told["checkpoint"] is None else f"{error.filename} is not there"
-    except (NoteError, ValueError) as error:
+    except (NoteError, UsageError, ValueError) as error:
         told["wrong"] = f"the checkpoint does not hold: {error}"
     signed = [place for place in where if told["checkpoint"] is not None and place[0] < told["checkpoint"]["size"]]
     if len(signed) < len(where) and told["state"] == "sealed":

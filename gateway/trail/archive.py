@@ -37,8 +37,6 @@ PUBLIC_KEY: Final = "public.key"
 """Put there by the sealer, for who verifies on its machine."""
 INDEX: Final = "index.sqlite"
 STATE: Final = "state.json"
-PUBLIC_KEY: Final = "public.key"
-"""Where the sealer leaves its own; whoever keeps it elsewhere has not to believe this one."""
 _AT_ONCE: Final = 10_000
 _read_head = msgspec.json.Decoder(Head).decode
 
