@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import __version__
 from gateway.audit import Record
-from gateway.calling import Account, Observer
+from gateway.calling import Account
 from gateway.config import Settings
 from gateway.errors import Refusal
 from gateway.model import UNSET_PATH, Admission, Outcome, UpstreamAnswer, Verdict
@@ -120,7 +120,7 @@ class Tracing:
             pipeline.calling,
             exchange=self._steps(pipeline.calling.exchange, exchange=self._step("exchange")),
             normalise=self._step("normalise", told=_outcome)(pipeline.calling.normalise),
-            observer=_Observer(pipeline.calling.observer),
+            observer=self._steps(pipeline.calling.observer, recorded=_noted, ended=_noted),
         )
         return replace(
             pipeline,
@@ -145,7 +145,7 @@ class Tracing:
         return replace(account, ledger=ledger, upstream=upstream)
 
     def _steps(self, stage: _T, **steps: Callable[[Any], Any]) -> _T:
-        """Return a stage of which these methods are steps; whoever calls it sees no difference."""
+        """Return a stage of which these methods are put into something else; whoever calls it sees no difference."""
         return cast("_T", _Stage(stage, {name: step(getattr(stage, name)) for name, step in steps.items()}))
 
     def _step(self, name: str, *, told: Callable[[Any], Attributes] = lambda _: {}) -> Callable[[Any], Any]:
@@ -195,7 +195,7 @@ class Tracing:
 
 
 class _Stage:
-    """A stage of which some methods are steps."""
+    """A stage of which some methods are others, and all else its own."""
 
     def __init__(self, inner: object, steps: Mapping[str, Callable[..., Any]]) -> None:
         self._inner = inner
@@ -203,29 +203,6 @@ class _Stage:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
-
-
-class _Observer:
-    """Lets a request's span tell what its records tell, and passes everything on."""
-
-    def __init__(self, inner: Observer) -> None:
-        self._inner = inner
-        self.alarm = inner.alarm
-        self.failed = inner.failed
-
-    def recorded(self, record: Record) -> None:
-        self._tell(record)
-        self._inner.recorded(record)
-
-    def ended(self, record: Record) -> None:
-        self._tell(record)
-        self._inner.ended(record)
-
-    def _tell(self, record: Record) -> None:
-        span = trace.get_current_span()
-        if span.is_recording():
-            found = {f"gateway.{name}": value for name in _TOLD if (value := getattr(record, name)) is not None}
-            span.set_attributes(found | ({"gateway.record": record.id} if record.seq >= 0 else {}))
 
 
 class _Exporter(SpanExporter):
@@ -271,6 +248,19 @@ def _note_status(span: trace.Span, status: int) -> None:
     if status >= 500:
         span.set_attribute("error.type", str(status))
         span.set_status(StatusCode.ERROR)
+
+
+def _noted(recorded: Callable[[Record], None]) -> Callable[[Record], None]:
+    """Let a request's span tell what its records tell."""
+
+    def noted(record: Record) -> None:
+        span = trace.get_current_span()
+        if span.is_recording():
+            found = {f"gateway.{name}": value for name in _TOLD if (value := getattr(record, name)) is not None}
+            span.set_attributes(found | ({"gateway.record": record.id} if record.seq >= 0 else {}))
+        recorded(record)
+
+    return noted
 
 
 def _admission(answer: object) -> Attributes:
