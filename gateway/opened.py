@@ -30,7 +30,7 @@ from gateway.trail.archive import STATE, Reader
 from gateway.trail.search import Trail
 from gateway.vault import SecretUnreadable, read_secret
 
-__all__ = ["Opened", "SecretUnreadable", "UsageError", "change_limits", "instant", "opening", "span"]
+__all__ = ["Opened", "SecretUnreadable", "UsageError", "WrongField", "change_limits", "instant", "opening", "span"]
 
 _PATIENT_MS: Final = 3000
 _READ_SECONDS: Final = 30.0
@@ -40,6 +40,14 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 class UsageError(Exception):
     """What was asked for cannot be done as it was asked. The message is one line: the reason and the fix."""
+
+
+class WrongField(UsageError):
+    """One thing that was given is wrong. The message begins with its name."""
+
+    def __init__(self, field: str, told: str) -> None:
+        super().__init__(f"{field}: {told}")
+        self.field, self.told = field, told
 
 
 @dataclass(frozen=True)
@@ -72,14 +80,14 @@ class Opened:
         return Pseudonyms(read_pseudonym_key(self.settings, os.environ, self.folder), self.settings.audit.pseudonym_key_id)
 
     def pseudonym(self, option: str, text: str) -> str:
-        """Return the pseudonym of a number, in any way of writing it. Raises: UsageError, SecretUnreadable."""
+        """Return the pseudonym of a number, in any way of writing it. Raises: WrongField, SecretUnreadable."""
         return self.pseudonyms.of(self.number(option, text).e164)
 
     def number(self, option: str, text: str) -> PhoneNumber:
-        """Return a number, in any way of writing it. Raises: UsageError."""
+        """Return a number, in any way of writing it. Raises: WrongField."""
         number = read_number(text, self.settings.validation.default_region)
         if number is None:
-            raise UsageError(f"{option}: is not a telephone number; write it like +919876543210")
+            raise WrongField(option, "is not a telephone number; write it like +919876543210")
         return number
 
     def pseudonyms_ever(self, number: PhoneNumber) -> tuple[str, ...]:
@@ -183,7 +191,7 @@ async def change_limits(ledger: RedisLedger, decide: Callable[[limits.Changes], 
 
 
 def instant(name: str, text: str | None) -> float | None:
-    """Return Unix seconds of `1h` (ago) or of an ISO 8601 time; without a zone it is UTC. Raises: UsageError."""
+    """Return Unix seconds of `1h` (ago) or of an ISO 8601 time; without a zone it is UTC. Raises: WrongField."""
     if text is None:
         return None
     if re.fullmatch(r"\d+[smhdw]", text):
@@ -191,7 +199,7 @@ def instant(name: str, text: str | None) -> float | None:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"{name}: must be a span like 1h or 7d, or a time like 2030-01-31T12:00:00Z") from None
+        raise WrongField(name, "must be a span like 1h or 7d, or a time like 2030-01-31T12:00:00Z") from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import math
-import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from gateway import audit
-from gateway.admission import Policies
 from gateway.cli.candidate import read_candidate
 from gateway.cli.opened import operator, tell, with_store
 from gateway.cli.replay import add_replay
-from gateway.config import AT_ONCE, ConfigError, Policy, Terms, read_terms, subject_fault, terms_faults
+from gateway.config import ConfigError
 from gateway.document import shown
-from gateway.ledger import limits
 from gateway.ledger.limits import Change, Made
-from gateway.ledger.store import RedisLedger
+from gateway.limits import change
+from gateway.limits.change import Order
+from gateway.limits.desk import Desk, list_limits, list_services, open_desk, terms_text
+from gateway.limits.history import read_changes
 from gateway.model import MODES
-from gateway.numbers import may_tell
-from gateway.opened import Opened, UsageError, change_limits, span
+from gateway.opened import Opened, UsageError, WrongField
 from gateway.trail.search import Query
 from gateway.trail.story import verdicts
 from gateway.trail.table import change_table, limit_table, show, verdict_table
 
-_WHY_MAX: Final = 200
-_LONGEST_SECONDS: Final = 90 * 86_400
 _TARGET_HELP: Final = "a policy, a service (its own limit under `caller`), or POLICY:SUBJECT such as caller:crm"
 
 
@@ -79,77 +72,21 @@ def add_limits(parser: argparse.ArgumentParser, configured: argparse.ArgumentPar
     add_replay(commands, scoped)
 
 
-@dataclass(frozen=True, slots=True)
-class _Desk:
-    """The limits of one account, as an operator works on them."""
-
-    account: str
-    ledger: RedisLedger
-    policies: Policies
-    changes: limits.Changes
-
-    def record(self, what: str, target: str, before: str, after: str, until: float | None, why: str) -> audit.Record:
-        """Return the record of one change."""
-        policy, _, subject = target.partition(":")
-        return audit.change(
-            what, at=time.time(), request_id=secrets.token_hex(16), account=self.account, operator=operator(),
-            policy=policy, subject=subject or None, before=before, after=after, until=until, why=why,
-        )  # fmt: skip
-
-    def suppose(self, changes: Mapping[str, Change]) -> None:
-        """Decide by other live changes than there are."""
-        self.policies.adopt(limits.live(limits.Changes("", 0, changes)))
-
-    def concerns(self, policy: str, subject: str) -> bool:
-        """Say whether a subject can be one of this account's."""
-        parts = dict(zip(self.policies.policies()[policy].by, subject.split("/"), strict=False))
-        return not subject or parts.get("account", self.account) == self.account
-
-    def text(self, target: str) -> str:
-        """Return what holds now for a target, in words."""
-        policy, _, subject = target.partition(":")
-        try:
-            return _terms_text(self.policies.in_force(policy, subject))
-        except KeyError:
-            return "none"
-
-
-async def _desk(opened: Opened, account: str) -> _Desk:
-    ledger = await opened.ledger(account)
-    return _desk_with(opened, account, ledger, await ledger.changes())
-
-
-def _desk_with(opened: Opened, account: str, ledger: RedisLedger, changes: limits.Changes) -> _Desk:
-    return _Desk(account, ledger, opened.policies(account, changes), changes)
-
-
 def _set(arguments: argparse.Namespace) -> int:
     given = {"rate": arguments.rate, "burst": arguments.burst, "concurrency": arguments.concurrency, "mode": arguments.mode}
     table = {name: value for name, value in given.items() if value is not None}
-    if not table:
-        raise UsageError("nothing to change: give a rate such as 50/s, --burst, --concurrency or --mode")
     try:
-        read_terms(table)
+        change.read_table(table)
     except ConfigError as error:
         raise UsageError("; ".join(map(str, error.faults))) from None
     seconds, why = _span(arguments), _why(arguments)
 
     async def work(opened: Opened) -> int:
-        policy, subject = await _target(arguments.target, opened)
-        target = f"{policy}:{subject}" if subject else policy
+        policy, subject = await change.find_target(arguments.target, opened)
+        order = Order(policy=policy, subject=subject, operator=operator(), why=why)
 
-        def changed(desk: _Desk) -> list[Made]:
-            if policy not in desk.policies.policies() or not desk.concerns(policy, subject):
-                return []
-            before, kept = desk.text(target), desk.changes.by_target.get(target)
-            until_us = desk.changes.now_us + int(seconds * 1_000_000)
-            if kept is None:
-                made = Change(terms=table, until_us=until_us, operator=operator(), why=why)
-            else:
-                made = kept.with_terms(table, until_us, operator(), why)
-            _check(desk, {**desk.changes.by_target, target: made}, [policy])
-            after = desk.policies.in_force(policy, subject)
-            return [(target, made, desk.record("limit.set", target, before, _terms_text(after), time.time() + seconds, why))]
+        def changed(desk: Desk) -> list[Made]:
+            return change.set_terms(desk, order, table, seconds)
 
         return await _make(arguments, opened, changed, f"there is no policy {policy} in this account")
 
@@ -160,16 +97,11 @@ def _reset(arguments: argparse.Namespace) -> int:
     why = _why(arguments)
 
     async def work(opened: Opened) -> int:
-        policy, subject = await _target(arguments.target, opened, known_only=False)
-        target = f"{policy}:{subject}" if subject else policy
+        policy, subject = await change.find_target(arguments.target, opened, known_only=False)
+        order = Order(policy=policy, subject=subject, operator=operator(), why=why)
 
-        def changed(desk: _Desk) -> list[Made]:
-            if target not in desk.changes.by_target:
-                return []
-            before = desk.text(target)
-            rest = {name: change for name, change in desk.changes.by_target.items() if name != target}
-            desk.suppose(rest)
-            return [(target, None, desk.record("limit.reset", target, before, desk.text(target), None, why))]
+        def changed(desk: Desk) -> list[Made]:
+            return change.reset(desk, order)
 
         return await _make(
             arguments,
@@ -188,29 +120,29 @@ def _apply(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         tables, candidate = read_candidate(arguments.file, opened.settings.accounts)
 
-        def changed(desk: _Desk) -> list[Made]:
+        def changed(desk: Desk) -> list[Made]:
             made: list[Made] = []
             for name, policy in candidate.items():
                 if policy.accounts and desk.account not in policy.accounts:
                     continue
                 before, after = desk.policies.policies().get(name), policy
-                if before == after and desk.text(name) == _terms_text(policy.terms):
+                if before == after and desk.text(name) == terms_text(policy.terms):
                     print(f"{desk.account}: {name}: unchanged")
                     continue
-                print(f"{desk.account}: {name}: {_policy_diff(before, after, desk.text(name))}")
-                change = Change(
-                    policy=tables[name], until_us=desk.changes.now_us + int(seconds * 1_000_000), operator=operator(), why=why
+                print(f"{desk.account}: {name}: {change.difference(before, after, desk.text(name))}")
+                until_us = desk.changes.now_us + int(seconds * 1_000_000)
+                order = Order(policy=name, operator=operator(), why=why)
+                record = order.record(
+                    desk.account, "limit.applied", desk.text(name), terms_text(policy.terms), time.time() + seconds
                 )
-                until = time.time() + seconds
-                record = desk.record("limit.applied", name, desk.text(name), _terms_text(policy.terms), until, why)
-                made.append((name, change, record))
-            now = {name: change for name, change, _ in made if change is not None}
-            _check(desk, {**desk.changes.by_target, **now}, list(now))
+                made.append((name, Change(policy=tables[name], until_us=until_us, operator=order.operator, why=why), record))
+            now = {name: applied for name, applied, _ in made if applied is not None}
+            change.check(desk, {**desk.changes.by_target, **now}, list(now))
             return made
 
         if arguments.dry_run:
             for account in opened.accounts(arguments.account):
-                changed(await _desk(opened, account))
+                changed(await open_desk(opened, account))
             return 0
         return await _make(arguments, opened, changed, "nothing to change", quiet=True)
 
@@ -220,11 +152,10 @@ def _apply(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         number = opened.pseudonym("--number", arguments.number) if arguments.number else None
-        services = await _services(opened)
+        services = await list_services(opened)
         rows = []
         for account in opened.accounts(arguments.account):
-            desk = await _desk(opened, account)
-            rows += await _rows(desk, services, number)
+            rows += await list_limits(await open_desk(opened, account), services, number)
         tell(rows, limit_table, as_json=arguments.json)
         return 0
 
@@ -234,9 +165,8 @@ def _show(arguments: argparse.Namespace) -> int:
 def _history(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         async with opened.trail(opened.accounts(arguments.account)) as trail:
-            rows = [row async for row in trail.search(Query(stage="change")) if row["change"].startswith(("limit.", "drill."))]
-            not_made = {row["intent"] async for row in trail.search(Query(stage="abort")) if "change" in row}
-        tell([row for row in rows if f"{row['writer']}-{row['seq']}" not in not_made], change_table, as_json=arguments.json)
+            read = await read_changes(trail)
+        tell(sorted(read.rows, key=lambda row: row["at"]), change_table, as_json=arguments.json)
         return 0
 
     return with_store(arguments, work)
@@ -264,74 +194,10 @@ def _explain(arguments: argparse.Namespace) -> int:
     return with_store(arguments, work)
 
 
-async def _rows(desk: _Desk, services: list[str], number: str | None) -> list[dict[str, Any]]:
-    refused = await desk.ledger.refused_last_hour()
-    rows = []
-    for name, policy in desk.policies.policies().items():
-        own = {target.partition(":")[2] for target in desk.changes.by_target if target.startswith(f"{name}:")}
-        for subject in ("", *_subjects(policy, services, number, own)):
-            target = f"{name}:{subject}" if subject else name
-            terms, change = desk.policies.in_force(name, subject), desk.changes.by_target.get(target)
-            counted = subject or (desk.account if policy.by == ("account",) else "")
-            used, under_way = await _used(desk, name, counted, terms) if counted else (None, None)
-            if subject and not used and not under_way and change is None and subject not in policy.subjects:
-                continue
-            window = terms.rate.window_seconds if terms.rate else 0
-            rows.append(
-                {
-                    "account": desk.account,
-                    "policy": name,
-                    "subject": subject or None,
-                    "by": list(policy.by),
-                    "count": policy.count,
-                    "rate": str(terms.rate) if terms.rate else None,
-                    "burst": terms.burst if terms.rate else None,
-                    "concurrency": terms.concurrency or None,
-                    "mode": terms.mode,
-                    "on_store_error": policy.on_store_error,
-                    "worst_case": terms.rate.worst_case(terms.burst, window) if terms.rate and terms.burst else None,
-                    "window_seconds": window or None,
-                    "used": used,
-                    "under_way": under_way,
-                    "refused_last_hour": None if subject else _refusals(refused, name, shadow=False),
-                    "shadow_refused_last_hour": None if subject else _refusals(refused, name, shadow=True),
-                    "changed_until": audit.rfc3339(change.until_us / 1_000_000) if change else None,
-                    "changed_by": change.operator if change else None,
-                    "why": change.why if change else None,
-                }
-            )
-    return rows
-
-
-def _refusals(refused: dict[tuple[str, bool], int], name: str, *, shadow: bool) -> int:
-    return refused.get((name, shadow), 0) + refused.get((name + AT_ONCE, shadow), 0)
-
-
-def _subjects(policy: Policy, services: list[str], number: str | None, own: set[str]) -> list[str]:
-    found = {*policy.subjects, *own}
-    if policy.by == ("caller",):
-        found |= set(services)
-    if policy.by == ("number",) and number:
-        found.add(number)
-    if policy.by == ("caller", "number") and number:
-        found |= {f"{service}/{number}" for service in services}
-    return sorted(found)
-
-
-async def _used(desk: _Desk, name: str, subject: str, terms: Terms) -> tuple[int | None, int | None]:
-    """Return the units used of the burst and the calls under way; None where that is not limited."""
-    used = under_way = None
-    if terms.rate is not None:
-        used = math.ceil(await desk.ledger.used(desk.policies.key(name, subject)))
-    if terms.concurrency:
-        under_way = await desk.ledger.under_way(desk.policies.key(name + AT_ONCE, subject))
-    return used, under_way
-
-
 async def _make(
     arguments: argparse.Namespace,
     opened: Opened,
-    changed: Callable[[_Desk], list[Made]],
+    changed: Callable[[Desk], list[Made]],
     nothing: str,
     *,
     quiet: bool = False,
@@ -339,15 +205,10 @@ async def _make(
     """Make the changes of every account, each whole, again where somebody else made some meanwhile."""
     count = 0
     for account in opened.accounts(arguments.account):
-        ledger = await opened.ledger(account)
-
-        def decide(changes: limits.Changes, account: str = account, ledger: RedisLedger = ledger) -> list[Made]:
-            return changed(_desk_with(opened, account, ledger, changes))
-
-        made = await change_limits(ledger, decide)
+        made = await change.make(opened, account, changed)
         count += len(made)
-        for target, change, record in made:
-            until = f" until {record.until}" if change else ""
+        for target, kept, record in made:
+            until = f" until {record.until}" if kept else ""
             if not quiet:
                 print(f"{account}: {target}: {record.before} → {record.after}{until}")
     if not count:
@@ -356,116 +217,15 @@ async def _make(
     return 0
 
 
-async def _target(text: str, opened: Opened, *, known_only: bool = True) -> tuple[str, str]:
-    """Return the policy and the subject an operator means. Raises: UsageError."""
-    known: dict[str, Policy] = {**opened.settings.policies}
-    for account in opened.accounts(None):
-        known |= (await _desk(opened, account)).policies.policies()
-    services = await _services(opened)
-    name, colon, subject = text.partition(":")
-    if not colon and name not in known:
-        if name not in services and known_only:
-            raise UsageError(
-                f"target: there is neither a policy nor a service '{shown(name)}'; policies: {', '.join(known)}; services: "
-                f"{', '.join(services) or 'none has a key'}"
-            )
-        name, subject = "caller", name
-    if name not in known:
-        raise UsageError(f"target: there is no policy '{shown(name)}'; there are {', '.join(known)}")
-    if not subject:
-        return name, ""
-    return name, _subject(subject.split("/"), name, known[name], opened, services if known_only else None)
-
-
-def _subject(parts: list[str], name: str, policy: Policy, opened: Opened, services: list[str] | None) -> str:
-    """Return a policy's subject, numbers as pseudonyms. `services`: that there are; None: any. Raises: UsageError."""
-    if len(parts) != len(policy.by):
-        wanted = "/".join(part.upper() for part in policy.by)
-        raise UsageError(f"target: '{name}' counts by {'/'.join(policy.by)}; write {name}:{wanted}")
-    for place, dimension in enumerate(policy.by):
-        if dimension == "number" and not _is_pseudonym(parts[place]):
-            parts[place] = opened.pseudonym("target", parts[place])
-        if dimension == "caller" and services is not None and parts[place] not in services:
-            raise UsageError(
-                f"target: there is no service '{shown(parts[place])}'; there are {', '.join(services) or 'none with a key'}"
-            )
-    subject = "/".join(parts)
-    if services is not None and (told := subject_fault(policy, subject, opened.settings.accounts)):
-        raise UsageError(f"target: {told}")
-    return subject
-
-
-async def _services(opened: Opened) -> list[str]:
-    """Return every service that has a key or is a workload."""
-    await opened.registry.refresh()
-    keys = {entry.service for entry in opened.registry.current.entries.values()}
-    return sorted(keys | {workload.service or name for name, workload in opened.settings.workloads.items()})
-
-
-def _check(desk: _Desk, changes: Mapping[str, Change], names: list[str]) -> None:
-    """Refuse changes of policies by which somebody would get what the settings would refuse, and decide by them.
-
-    Each change ends at a time of its own, so it has to be right with any of the others and without. Raises: UsageError.
-    """
-    for name in names:
-        subjects = {target.partition(":")[2] for target in changes if target.partition(":")[0] == name}
-        desk.suppose(changes)
-        for policy in (desk.policies.configured.get(name), desk.policies.policies().get(name)):
-            subjects |= set(policy.subjects) if policy else set()
-        for subject in ("", *sorted(subjects - {""})):
-            there = [target for target in dict.fromkeys((name, f"{name}:{subject}")) if target in changes]
-            for count in range(len(there), -1, -1):
-                for some in combinations(there, count):
-                    desk.suppose({target: changes[target] for target in some})
-                    if (found := desk.policies.policies().get(name)) is None:
-                        continue
-                    faults = terms_faults(f"{name}:{subject}" if subject else name, found, desk.policies.in_force(name, subject))
-                    if faults:
-                        over = " and ".join(target for target in there if target not in some)
-                        raise UsageError(f"{faults[0]}{over and f' (once the change of {over} has ended)'}")
-    desk.suppose(changes)
-
-
-def _terms_text(terms: Terms) -> str:
-    rate = f"{terms.rate} burst {terms.burst}" if terms.rate else ""
-    places = f"concurrency {terms.concurrency}" if terms.concurrency else ""
-    return " ".join(part for part in (rate, places, terms.mode or "") if part)
-
-
-def _policy_diff(before: Policy | None, after: Policy, in_force: str) -> str:
-    if before is None:
-        return f"new: by {'+'.join(after.by)}, {_terms_text(after.terms)}"
-    told = [] if in_force == _terms_text(after.terms) else [f"{in_force} → {_terms_text(after.terms)}"]
-    for name in ("by", "count", "on_store_error", "hard_limit", "operations", "services", "accounts", "subjects"):
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            told.append(f"{name} {_shown(old)} → {_shown(new)}")
-    return ", ".join(told)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{subject}: {_terms_text(terms)}" for subject, terms in value.items()) or "none"
-    return "+".join(value) or "all" if isinstance(value, tuple) else str(value or "none")
-
-
-def _is_pseudonym(text: str) -> bool:
-    return len(text) == 32 and all(letter in "0123456789abcdef" for letter in text)
-
-
 def _span(arguments: argparse.Namespace) -> float:
-    if arguments.span is None:
-        raise UsageError("--for: is missing; say how long, such as --for 2h. What is to stay belongs into the settings")
-    seconds = span(arguments.span)
-    if not 0 < seconds <= _LONGEST_SECONDS:
-        raise UsageError("--for: must be from 1s to 90d; what is to stay longer belongs into the settings")
-    return seconds
+    try:
+        return change.read_span(arguments.span)
+    except WrongField as wrong:
+        raise UsageError(f"--{wrong}") from None
 
 
 def _why(arguments: argparse.Namespace) -> str:
-    why = (arguments.why or "").strip()
-    if not why or len(why) > _WHY_MAX or not why.isprintable():
-        raise UsageError(f"--why: give the reason in at most {_WHY_MAX} printable characters; it stands in the audit trail")
-    if may_tell(why):
-        raise UsageError("--why: may hold a telephone number or a key; the audit trail must not")
-    return why
+    try:
+        return change.read_why(arguments.why)
+    except WrongField as wrong:
+        raise UsageError(f"--{wrong}") from None

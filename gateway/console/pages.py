@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gateway.console.chart import KINDS, bars
+from gateway.trail.table import minute
 
 _DAY_SECONDS = 86_400
 _RECORDED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", re.ASCII)
@@ -22,7 +23,7 @@ def make_templates() -> Environment:
         loader=PackageLoader("gateway.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters.update(
-        time=_time, instant=_instant, lasts=lasts, count=_count, bytes=_bytes, share=_share, ms=_ms, sum_of=_sum_of
+        time=_time, minute=minute, instant=_instant, lasts=lasts, count=_count, bytes=_bytes, share=_share, ms=_ms, sum_of=_sum_of
     )
     templates.globals["bars"] = bars
     return templates

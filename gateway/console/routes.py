@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.console import audit, callers, integrity, overview, signing, story
+from gateway.console import audit, callers, integrity, limits, overview, signing, story, trial
 from gateway.console.visit import Route
 
 ROUTES: Final[tuple[Route, ...]] = (
@@ -17,6 +17,14 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/audit.{format}", "auditor", audit.download, twin=False),
     Route("GET", "/audit/{record:path}.proof", "auditor", story.proof, twin=False, outlives_redis=True),
     Route("GET", "/audit/{record:path}", "auditor", story.page, outlives_redis=True),
+    Route("GET", "/limits", "auditor", limits.limits),
+    Route("GET", "/limits/{account}/{policy}", "auditor", limits.limit),
+    Route("GET", "/limits/{account}/{policy}/replay", "auditor", trial.trial),
+    Route("GET", "/limits/{account}/{policy}/change", "operator", limits.change_page),
+    Route("POST", "/limits/{account}/{policy}/confirm", "operator", limits.confirm_page),
+    Route("POST", "/limits/{account}/{policy}/change", "operator", limits.change),
+    Route("GET", "/limits/{account}/{policy}/reset", "operator", limits.reset_page),
+    Route("POST", "/limits/{account}/{policy}/reset", "operator", limits.reset),
     Route("GET", "/callers", "auditor", callers.callers),
     Route("GET", "/callers/{key}", "auditor", callers.caller),
     Route("GET", "/callers/{key}/revoke", "operator", callers.revoke_page),

@@ -412,14 +412,12 @@ class RedisLedger:
         status, *_ = await self._changed_by(limits.SAVE, records, keys, words)
         return bool(status == b"saved")
 
-    async def used(self, key: str) -> float:
-        """Return how many units of a limit have not grown back yet. Raises: Refusal `ledger_unavailable`."""
-        now, kept = await self._redis_now(), await self._asked("GET", key)
-        found = _KEPT.fullmatch(kept or b"")
-        if found is None:
-            return 0.0
-        at, interval, burst = map(int, found.groups())
-        return min(max(0.0, (at - now) / interval), burst)
+    async def used(self, keys: Sequence[str]) -> list[float]:
+        """Return how many units of each limit have not grown back yet. Raises: Refusal `ledger_unavailable`."""
+        if not keys:
+            return []
+        now, kept = await self._redis_now(), await self._asked("MGET", *keys)
+        return [_used(one, now) for one in kept]
 
     async def under_way(self, key: str) -> int:
         """Return how many calls hold a place of a limit. Raises: Refusal `ledger_unavailable`."""
@@ -713,6 +711,14 @@ def _held(charges: tuple[Charge, ...], found: Verdict) -> tuple[str, ...]:
 
 def _held_by(caller: Caller) -> str:
     return f"{caller.key_id}.{caller.key_version or 0}"
+
+
+def _used(kept: bytes | None, now_us: int) -> float:
+    found = _KEPT.fullmatch(kept or b"")
+    if found is None:
+        return 0.0
+    at, interval, burst = map(int, found.groups())
+    return min(max(0.0, (at - now_us) / interval), burst)
 
 
 def _slot(answer: bytes | None) -> Slot:

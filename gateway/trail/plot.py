@@ -15,11 +15,11 @@ body{background:#fff}table{border-collapse:collapse;width:100%;margin:1rem 0}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid #d0d7de}
 th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto}"""
 
-Hour = tuple[int, int, int]
+Step = tuple[int, int, int]
 """Unix seconds at which it begins, calls, would-be refusals."""
 
 
-def lines(hours: Sequence[Hour], width: int) -> list[str]:
+def lines(hours: Sequence[Step], width: int) -> list[str]:
     """Return the plot as lines of text no wider than `width`, hours taken together where there are more of them."""
     together = max(1, -(-len(hours) // max(10, width - 20)))
     groups = [hours[first : first + together] for first in range(0, len(hours), together)]
@@ -36,7 +36,7 @@ def lines(hours: Sequence[Hour], width: int) -> list[str]:
     ]
 
 
-def svg(hours: Sequence[Hour], title: str) -> str:
+def svg(hours: Sequence[Step], title: str) -> str:
     """Return the plot as an SVG document: a bar an hour, the part that would have been refused at its foot."""
     most = max((calls for _, calls, _ in hours), default=0) or 1
     step = (_WIDTH - _LEFT) / max(1, len(hours))
@@ -69,7 +69,7 @@ def svg(hours: Sequence[Hour], title: str) -> str:
     )
 
 
-def page(report: dict[str, Any], hours: Sequence[Hour]) -> str:
+def page(report: dict[str, Any], hours: Sequence[Step]) -> str:
     """Return a report as one HTML page that loads nothing and runs nothing."""
     rows = "".join(
         "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"

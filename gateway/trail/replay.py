@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,7 +20,7 @@ from gateway.audit import Head
 from gateway.limiter import Limiter, Touched
 from gateway.model import NUMBER_FIELDS, Charge, Limit
 
-_HOUR_US: Final = 3_600_000_000
+HOUR_US: Final = 3_600_000_000
 _HORIZON_US: Final = 10_000_000
 """How much later than its own time a record may stand in the stream and still be taken in order."""
 _NO_LIMIT: Final = frozenset(
@@ -229,9 +229,11 @@ class Replay:
     policies: Policies
     service: str | None = None
     """Whose calls are told; None: everybody's."""
+    step_us: int = HOUR_US
+    """Length of the steps in which calls are tallied."""
     limiter: Limiter = field(default_factory=Limiter)
     tallies: dict[tuple[str, int], Tally] = field(default_factory=dict)
-    """By service and hour, in microseconds since 1970."""
+    """By service and the beginning of the step, in microseconds since 1970."""
     by_policy: Counter[tuple[str, bool]] = field(default_factory=Counter)
     """Would-be refusals by policy, and whether it is in shadow."""
     smallest: dict[tuple[str, str], Smallest] = field(default_factory=dict)
@@ -243,13 +245,14 @@ class Replay:
     pseudonym_keys: set[str] = field(default_factory=set)
     first: int = 0
     """Microsecond of the first call; 0: there was none."""
+    last: int = 0
     _prune_at: int = _PRUNE_AT
     _touched: Touched = field(default_factory=Touched)
     """As a limit that refuses nothing would have it: the one that is tried forgets whom it refused."""
 
     def put(self, now: int, demand: Demand) -> None:
         """Put one call to the limits."""
-        self.first = self.first or now
+        self.first, self.last = self.first or now, now
         service = demand.service or "nobody"
         if demand.attempt > 1 or demand.key_id == "proving":
             charges = self.policies.draw_again(service, demand.operation or "")
@@ -270,7 +273,7 @@ class Replay:
         found = self.limiter.decide(charges, now, "")
         if not told:
             return
-        tally = self.tallies.setdefault((service, now // _HOUR_US * _HOUR_US), Tally())
+        tally = self.tallies.setdefault((service, now // self.step_us * self.step_us), Tally())
         tally.calls += 1
         tally.refused_then += demand.problem == "quota_exceeded"
         tally.refused += bool(found.refused)
@@ -296,15 +299,19 @@ class Replay:
             self._prune_at = max(_PRUNE_AT, 2 * len(self.smallest))
 
 
-def hours(tallies: dict[tuple[str, int], Tally]) -> Iterator[tuple[int, Tally]]:
-    """Yield every hour from the first to the last with what became of its calls, empty ones too."""
-    if not tallies:
-        return
-    merged: dict[int, Tally] = {}
-    for (_, hour), tally in tallies.items():
-        merged.setdefault(hour, Tally()).add(tally)
-    for hour in range(min(merged), max(merged) + 1, _HOUR_US):
-        yield hour, merged.get(hour, Tally())
+def over_time(tallies: Mapping[tuple[str, int], Tally], step_us: int = HOUR_US) -> Iterator[tuple[int, Tally]]:
+    """Yield every step from the first to the last with what became of its calls, empty ones too."""
+    merged = {step: tally for (_, step), tally in coarser(tallies, step_us, together=True).items()}
+    for step in range(min(merged), max(merged) + 1, step_us) if merged else ():
+        yield step, merged.get(step, Tally())
+
+
+def coarser(tallies: Mapping[tuple[str, int], Tally], step_us: int, *, together: bool = False) -> dict[tuple[str, int], Tally]:
+    """Return tallies in longer steps, each service's apart, or under no name where they are taken together."""
+    merged: dict[tuple[str, int], Tally] = {}
+    for (service, step), tally in tallies.items():
+        merged.setdefault(("" if together else service, step // step_us * step_us), Tally()).add(tally)
+    return merged
 
 
 def smallest_rate(interval_us: int | None, window_seconds: int) -> int | None:

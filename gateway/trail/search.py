@@ -151,6 +151,12 @@ class Trail:
                 first = b"(" + page[-1][0]
         return found, True
 
+    async def newest_first(self, query: Query) -> AsyncIterator[Row]:
+        """Yield matching records, each stream's newest first, one stream after the other. Raises: OSError, BrokenIndex."""
+        for key in self._keys:
+            async for row, _ in self._backwards(key, query, None, b"+"):
+                yield row
+
     async def follow(self, query: Query, last: Mapping[str, bytes]) -> AsyncIterator[Row]:
         """Yield matching records for ever, as they are written after the given stream ids."""
         reached = dict(last)

@@ -146,6 +146,9 @@ port = 0
     def fill(self, calls: int = 600) -> None:
         """Write a day of life: keys of several services in every state, calls of every kind, writers, open intents."""
         _run(_fill(self.redis.url, calls))
+        _run(_fill_limits(self.redis.url))
+        words = ("caller:dialler", "20/s", "--burst", "100", "--for", "2h", "--account", "main", "--why", HOSTILE)
+        self.cli("limits", "set", *words)
 
 
 def path_of(route: Route, key: str = "crmkeyid00") -> str:
@@ -171,6 +174,11 @@ class Visitor(httpx.Client):
     def csrf(self) -> str:
         """Return the token that stands in the forms of this session."""
         return re.findall(r'name="csrf" value="([^"]+)"', self.get("/overview").text)[0]
+
+
+def path_of(route: Route, key: str = "crmkeyid00") -> str:
+    """Return the path of a route on a filled console."""
+    return route.path.format(key=key, account="main", policy="caller")
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -223,6 +231,20 @@ async def _fill(url: str, calls: int) -> None:
         await client.set(names.slot, "secondary")
 
 
+async def _fill_limits(url: str) -> None:
+    """Use some of the limits, and count refusals."""
+    now_us = int(time.time() * 1_000_000)
+    async with Client.from_url(url) as client:
+        for policy, subject, interval, used in (
+            ("caller", "crm", 20_000_000, 71),
+            ("caller", "dialler", 20_000_000, 98),
+            ("account", "main", 10_000_000, 140),
+            ("sweep", "dialler", 3_600_000, 412),
+        ):
+            await client.set(f"gw:{{main}}:limit:{policy}:{subject}", f"{now_us + used * interval} {interval} 1000")
+        await client.hset(Names("main").refused(int(time.time()) // 600), mapping={"enforce caller": 37, "shadow sweep": 412})
+
+
 async def _fill_keys(stack: AsyncExitStack, url: str, client: Client, now: float) -> None:
     registry = KeyRegistry(
         connect(RedisSettings(url=url), None, read_seconds=None), ("main", "other"), "host-fill", 3.0, time.time
@@ -263,9 +285,10 @@ async def _call(put: Any, number: int, at: float) -> None:
     common: dict[str, Any] = {
         "account": "main", "request_id": secrets.token_hex(16), "service": "crm" if number % 3 else "dialler", "key_id": "crmkeyid00",
         "key_version": 2, "proof": "key", "source": "10.1.2.3", "operation": "end" if number % 4 else "reschedule",
-        "m1": "a" * 32, "m1_country": "IN", "m1_last2": "10", "pseudonym_key": "k1",
+        "limits": "caller=40/100 sweep=" + ("0/1000?9" if number % 13 == 0 else "500/1000?"), "m1": "a" * 32, "m1_country": "IN", "m1_last2": "10", "pseudonym_key": "k1",
     }  # fmt: skip
     if number % 11 == 0:
+        common["limits"] = "caller=0/100!2 sweep=500/1000?"
         problem = ("quota_exceeded", "credential_unknown", "scope_missing")[number // 11 % 3]
         refused = {**common, "decision": "denied", "result": "refused", "problem": problem, "status": 429, "duration_ms": 0.4}
         await put(Record(stage="refusal", at=rfc3339(at), **refused), at)

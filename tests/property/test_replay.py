@@ -17,7 +17,7 @@ from gateway.config import Rate, read_policies
 from gateway.limiter import Limiter
 from gateway.model import Charge, Limit, Secret
 from gateway.numbers import Pseudonyms
-from gateway.trail.replay import Replay, Smallest, hours, in_order, smallest_rate
+from gateway.trail.replay import Replay, Smallest, in_order, over_time, smallest_rate
 
 START = 1_700_000_000_000_000
 MS = 1000
@@ -148,7 +148,7 @@ def test_history_is_put_in_order_and_each_call_once(calls: list, chance: object)
     told = {service: sum(tally.refused for (of, _), tally in put.tallies.items() if of == service) for service in by_service}
     assert told == {service: refused(500_000, 3, times) for service, times in by_service.items()}
     assert sum(tally.calls for tally in put.tallies.values()) == len(calls)
-    assert sum(tally.calls for _, tally in hours(put.tallies)) == len(calls)
+    assert sum(tally.calls for _, tally in over_time(put.tallies)) == len(calls)
 
 
 def test_what_comes_late_is_counted_apart() -> None:
