@@ -15,6 +15,7 @@ from gateway.limits.change import ChangedMeanwhile, Order
 from gateway.limits.desk import Desk, list_limits, list_services, open_desk
 from gateway.limits.history import read_changes, read_refusals
 from gateway.model import MODES
+from gateway.numbers import may_tell
 from gateway.opened import UsageError, WrongField
 
 _GUARDS: Final = ("sweep", "repeat")
@@ -218,6 +219,8 @@ async def _wanted(visit: Visit, desk: Desk, name: str) -> _Wanted | View:
         if subject:
             services = await list_services(visit.opened)
             subject = changing.read_subject(subject, name, desk.policies.policies()[name], visit.opened, services)
+            # Whatever else is wrong: a number that was typed does not come back in a page.
+            given["subject"] = subject
     except WrongField as wrong:
         faults["subject"] = wrong.told
     for field, read in (("for", changing.read_span), ("why", changing.read_why)):
@@ -226,11 +229,12 @@ async def _wanted(visit: Visit, desk: Desk, name: str) -> _Wanted | View:
             seconds = found if isinstance(found, float) else seconds
         except WrongField as wrong:
             faults[field] = wrong.told
+            given[field] = "" if may_tell(given[field]) else given[field]
     if not faults and not desk.concerns(name, subject):
         faults["subject"] = "is not one of this account"
     if faults:
         return await _form(visit, desk, name, given, faults)
-    return _Wanted(_order(visit, name, subject, given["why"]), table, seconds, {**given, "subject": subject})
+    return _Wanted(_order(visit, name, subject, given["why"]), table, seconds, given)
 
 
 async def _form(visit: Visit, desk: Desk, name: str, given: Mapping[str, str], faults: Mapping[str, str] | None = None) -> View:

@@ -23,6 +23,7 @@ from gateway.opened import Opened, UsageError, WrongField, change_limits, span
 
 WHY_MAX: Final = 200
 _LONGEST_SECONDS: Final = 90 * 86_400
+_TOLD_MAX: Final = 30
 
 
 class ChangedMeanwhile(Exception):
@@ -119,7 +120,7 @@ async def find_target(text: str, opened: Opened, *, known_only: bool = True) -> 
             raise WrongField(
                 "target",
                 f"there is neither a policy nor a service '{shown(name)}'; policies: {', '.join(known)}; services: "
-                f"{', '.join(services) or 'none has a key'}",
+                f"{_some(services) or 'none has a key'}",
             )
         name, subject = "caller", name
     if name not in known:
@@ -139,9 +140,8 @@ def read_subject(text: str, name: str, policy: Policy, opened: Opened, services:
         if dimension == "number" and not _is_pseudonym(parts[place]):
             parts[place] = opened.pseudonym("target", parts[place])
         if dimension == "caller" and services is not None and parts[place] not in services:
-            raise WrongField(
-                "target", f"there is no service '{shown(parts[place])}'; there are {', '.join(services) or 'none with a key'}"
-            )
+            told = f"there is no service '{shown(parts[place])}'; there are {_some(services) or 'none with a key'}"
+            raise WrongField("target", told)
     subject = "/".join(parts)
     if services is not None and (told := subject_fault(policy, subject, opened.settings.accounts)):
         raise WrongField("target", told)
@@ -218,6 +218,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{subject}: {terms_text(terms)}" for subject, terms in value.items()) or "none"
     return "+".join(value) or "all" if isinstance(value, tuple) else str(value or "none")
+
+
+def _some(services: list[str]) -> str:
+    return ", ".join(services[:_TOLD_MAX]) + (f" and {len(services) - _TOLD_MAX} more" if len(services) > _TOLD_MAX else "")
 
 
 def _is_pseudonym(text: str) -> bool:

@@ -154,8 +154,9 @@ class Trail:
     async def newest_first(self, query: Query) -> AsyncIterator[Row]:
         """Yield matching records, each stream's newest first, one stream after the other. Raises: OSError, BrokenIndex."""
         for key in self._keys:
-            async for row, _ in self._backwards(key, query, None, b"+"):
-                yield row
+            async for step in self._backwards(key, query, None, b"+", _PAGE, _Allowance(None)):
+                if step.found is not None:
+                    yield step.found.row
 
     async def follow(self, query: Query, last: Mapping[str, bytes]) -> AsyncIterator[Row]:
         """Yield matching records for ever, as they are written after the given stream ids."""

@@ -153,7 +153,11 @@ port = 0
 
 def path_of(route: Route, key: str = "crmkeyid00") -> str:
     """Return the path of a route to something that `fill` made."""
-    return route.path.replace("{key}", key).replace("{record:path}", f"{WRITER}-0").replace("{format}", "csv")
+    open_parts = {"{key}": key, "{record:path}": f"{WRITER}-0", "{format}": "csv", "{account}": "main", "{policy}": "caller"}
+    path = route.path
+    for part, value in open_parts.items():
+        path = path.replace(part, value)
+    return path
 
 
 class Visitor(httpx.Client):
@@ -174,11 +178,6 @@ class Visitor(httpx.Client):
     def csrf(self) -> str:
         """Return the token that stands in the forms of this session."""
         return re.findall(r'name="csrf" value="([^"]+)"', self.get("/overview").text)[0]
-
-
-def path_of(route: Route, key: str = "crmkeyid00") -> str:
-    """Return the path of a route on a filled console."""
-    return route.path.format(key=key, account="main", policy="caller")
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
