@@ -290,9 +290,15 @@ def _parameters() -> list[dict[str, Any]]:
         ),
         _header(
             "traceparent",
-            "W3C Trace Context; the trace's id is recorded. What has another form is not.",
+            "W3C Trace Context; the trace is continued, and its id recorded. What has another form is not.",
             {"type": "string"},
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ),
+        _header(
+            "tracestate",
+            "Goes with `traceparent`; passed to where spans are gathered.",
+            {"type": "string"},
+            "vendor=00f067aa0ba902b7",
         ),
     ]
 
