@@ -270,6 +270,28 @@ def _jwks_url(value: Any) -> str:
     return str(value)
 
 
+def _oidc_issuer(value: Any) -> str:
+    parts = _address(value)
+    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    known = parts.scheme == "https" or (parts.scheme == "http" and local)
+    if value and (not known or not parts.hostname or parts.query or parts.fragment or parts.username):
+        raise _Wrong('must be an address like "https://sso.example.com/realms/ops" (http:// is for this machine only)')
+    return str(value)
+
+
+def _oidc_scopes(value: Any) -> tuple[str, ...]:
+    scopes = _texts(value)
+    if "openid" not in scopes or not all(re.fullmatch(r"[!#-\[\]-~]+", scope) for scope in scopes):
+        raise _Wrong('must be a list of scopes with "openid" among them')
+    return scopes
+
+
+def _claim(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,200}", value):
+        raise _Wrong('must be the name of a claim, like "email"')
+    return value
+
+
 def _public_url(value: Any) -> str:
     if value == "":
         return ""
@@ -621,6 +643,25 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Oidc:
+    """Whose people sign in to the console beside holders of its keys, by OpenID Connect."""
+
+    issuer: str = _s("the OpenID provider, as its ID tokens have it in `iss`; empty: console keys alone", _oidc_issuer, "")
+    client_id: str = _s("the console's name at the provider, where its redirect URI is `/sign-in/oidc/return`", _text, "")
+    client_secret: SecretReference | None = _s(
+        "reference to the secret it shares with the provider; none: a public client, proved by PKCE alone", _reference, None
+    )
+    scopes: tuple[str, ...] = _s(
+        "what the provider is asked for; some give groups for `groups` or `profile` only", _oidc_scopes, ("openid", "email")
+    )
+    name_claim: str = _s("claim with the name that records have behind `oidc:`", _claim, "email")
+    role_claim: str = _s("claim with one group or a list of them", _claim, "groups")
+    auditor: tuple[str, ...] = _s("groups whose members are auditors", _texts, ())
+    operator: tuple[str, ...] = _s("groups whose members are operators", _texts, ())
+    ca_file: str = _s("certificate authorities for the provider; empty: the system's", _text, "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Console:
     """The pages for operators and auditors, which a process of their own serves."""
 
@@ -639,6 +680,7 @@ class Console:
         _text,
         "",
     )
+    oidc: Oidc = field(default_factory=Oidc)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -803,6 +845,7 @@ def _contradictions(settings: Settings) -> list[Fault]:
     faults = [*_account_faults(settings), *_workload_faults(settings), *_policy_faults(settings.policies, settings.accounts)]
     if settings.server.ops_port and settings.server.ops_port == settings.server.port:
         faults.append(Fault("server.ops_port", "must not be server.port"))
+    faults.extend(_oidc_faults(settings.console))
     if settings.redis.cluster and settings.redis.sentinels:
         faults.append(Fault("redis.cluster", "cannot be true together with redis.sentinels"))
     if not all(re.fullmatch(r"[^:\s]+:\d{1,5}", sentinel) for sentinel in settings.redis.sentinels):
@@ -823,6 +866,24 @@ def _contradictions(settings: Settings) -> list[Fault]:
                 "upstream.pool_timeout_ms and upstream.total_timeout_ms, or calls in flight are cut when the gateway stops",
             )
         )
+    return faults
+
+
+def _oidc_faults(console: Console) -> list[Fault]:
+    oidc, here = console.oidc, "console.oidc"
+    if not oidc.issuer:
+        told = "is missing; without it nobody signs in by what else stands in this table"
+        return [Fault(f"{here}.issuer", told)] if oidc != Oidc() else []
+    faults = []
+    if not oidc.client_id:
+        faults.append(Fault(f"{here}.client_id", "is missing; it is the console's name at the provider"))
+    if not console.public_url:
+        told = "is missing; console.oidc needs it, since the provider sends people back to this address"
+        faults.append(Fault("console.public_url", told))
+    if not oidc.auditor and not oidc.operator:
+        faults.append(Fault(f"{here}.operator", "is missing, like auditor; name groups in one of them, or nobody has a role"))
+    if both := set(oidc.auditor) & set(oidc.operator):
+        faults.append(Fault(f"{here}.auditor", f"names {', '.join(sorted(both))} like operator; a group has one role"))
     return faults
 
 

@@ -17,13 +17,13 @@ from typing import Any, Final
 from gateway.admission import Policies
 from gateway.app import archive_folder, make_ledger, make_policies, make_registry, read_pseudonym_key
 from gateway.audit import search
-from gateway.config import Settings
+from gateway.config import SecretReference, Settings
 from gateway.ledger import limits
 from gateway.ledger.connect import opened as opened_client
 from gateway.ledger.names import KEYS_TAG, Names
 from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import RedisLedger
-from gateway.model import PhoneNumber
+from gateway.model import PhoneNumber, Secret
 from gateway.numbers import Pseudonyms, read_number
 from gateway.telemetry import make_logger
 from gateway.trail.archive import STATE, Reader
@@ -131,6 +131,10 @@ class Opened:
         accounts = self.accounts(asked)
         # Of a number the trail of keys tells nothing but who searched for it.
         return accounts if asked or by_number else [*accounts, KEYS_TAG]
+
+    def secret(self, reference: SecretReference) -> Secret:
+        """Return what a reference leads to. Raises: SecretUnreadable."""
+        return read_secret(reference, os.environ)
 
     @asynccontextmanager
     async def trail(self, accounts: list[str]) -> AsyncIterator[Trail]:

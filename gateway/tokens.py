@@ -97,9 +97,9 @@ class Identity:
     """Unix seconds, without leeway."""
 
 
-def looks_like_token(text: str) -> bool:
-    """Say whether a text has the form of a JWT: three parts of base64url, 8192 characters at most."""
-    return len(text) <= LENGTH_MAX and _TOKEN.fullmatch(text) is not None
+def looks_like_token(text: str, length_max: int = LENGTH_MAX) -> bool:
+    """Say whether a text has the form of a JWT: three parts of base64url, no longer than that."""
+    return len(text) <= length_max and _TOKEN.fullmatch(text) is not None
 
 
 def read_key_set(document: Any) -> KeySet:
@@ -133,7 +133,19 @@ def verify(token: str, rules: IssuerRules, keys: KeySet, now: float) -> Identity
 
     Raises: TokenFault, and nothing else whatever the token is; `key_unknown` may be cured by reading the keys again.
     """
-    header = _part(token, 0)
+    claims = proved_claims(token, rules, keys, now)
+    token_id = claims.get("jti")
+    return Identity(
+        rules.name,
+        _plain(claims.get("sub"), "sub"),
+        None if token_id is None else _plain(token_id, "jti"),
+        _instant(claims.get("exp"), "exp"),
+    )
+
+
+def proved_claims(token: str, rules: IssuerRules, keys: KeySet, now: float, *, length_max: int = LENGTH_MAX) -> dict[str, Any]:
+    """Return what a token says whose signature, issuer, audience and times are good. Raises: as `verify`."""
+    header = _part(token, 0, length_max)
     # The rest of the header (jwk, jku, x5c, x5u) would let the token choose its own key: it is never looked at.
     if "crit" in header:
         raise TokenFault("malformed", "The token's header has 'crit', which is not supported. Send a token without it.")
@@ -149,13 +161,10 @@ def verify(token: str, rules: IssuerRules, keys: KeySet, now: float) -> Identity
     if algorithm not in key.algorithms:
         raise TokenFault("algorithm", "The token's algorithm does not fit the key it names. Send the platform's token as it is.")
     _check_signature(token, algorithm, key)
-    claims = _part(token, 1)
+    claims = _part(token, 1, length_max)
     _check_for_us(claims, rules)
-    expires_at = _check_times(claims, rules, now)
-    token_id = claims.get("jti")
-    return Identity(
-        rules.name, _plain(claims.get("sub"), "sub"), None if token_id is None else _plain(token_id, "jti"), expires_at
-    )
+    _check_times(claims, rules, now)
+    return claims
 
 
 def _check_signature(token: str, algorithm: str, key: VerifyingKey) -> None:
@@ -178,7 +187,7 @@ def _check_for_us(claims: Mapping[str, Any], rules: IssuerRules) -> None:
         raise TokenFault("audience", f"The token is not for this audience. Ask for one with the audience '{rules.audience}'.")
 
 
-def _check_times(claims: Mapping[str, Any], rules: IssuerRules, now: float) -> float:
+def _check_times(claims: Mapping[str, Any], rules: IssuerRules, now: float) -> None:
     expires_at, issued_at = _instant(claims.get("exp"), "exp"), _instant(claims.get("iat"), "iat")
     begins_at = _instant(claims.get("nbf", issued_at), "nbf")
     if not 0 < expires_at - issued_at <= rules.lifetime_seconds_max:
@@ -187,7 +196,6 @@ def _check_times(claims: Mapping[str, Any], rules: IssuerRules, now: float) -> f
         raise TokenFault("expired", "The token has expired. Send a fresh one.")
     if max(issued_at, begins_at) - rules.leeway_seconds > now:
         raise TokenFault("not_yet", "The token is not valid yet. Check the clocks, or wait.")
-    return expires_at
 
 
 def _instant(claim: Any, name: str) -> float:
@@ -203,9 +211,9 @@ def _plain(claim: Any, name: str) -> str:
     return claim
 
 
-def _part(token: str, index: Literal[0, 1]) -> dict[str, Any]:
+def _part(token: str, index: Literal[0, 1], length_max: int = LENGTH_MAX) -> dict[str, Any]:
     """Return the header (0) or the claims (1) as they stand, nothing of them proved. Raises: TokenFault."""
-    if not looks_like_token(token):
+    if not looks_like_token(token, length_max):
         _malformed()
     encoded = token.split(".")[index]
     try:

@@ -29,6 +29,8 @@ def serve(arguments: argparse.Namespace) -> int:
                 "console.public_url: is missing; where the console listens beyond this machine, say by which https:// address "
                 "browsers reach it"
             )
+        if settings.console.oidc.client_secret is not None:
+            opened.secret(settings.console.oidc.client_secret)  # Told now, and not to the first who signs in.
         listener = bind(host, settings.console.port if arguments.port is None else arguments.port)
         address, port = listener.getsockname()[:2]
         log = make_logger(settings.log.level)

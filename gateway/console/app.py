@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import __version__, addresses
 from gateway.config import Settings
+from gateway.console.oidc import SIGN_IN_SECONDS
 from gateway.console.pages import make_templates
 from gateway.console.routes import NAVIGATION, ROUTES
 from gateway.console.sessions import Recent, Session, Sessions
@@ -88,6 +89,7 @@ class _Desk:
         self._hosts = (self._public.netloc,) if self._public.netloc else tuple(f"{host}:{port}" for host in _LOOPBACK)
         self.secure = self._public.scheme == "https"
         self._cookie = f"__Host-{_COOKIE}" if self.secure else _COOKIE
+        self._under_way = f"{self._cookie}-sign-in"
         files = (resources.files("gateway.console") / "static").iterdir()
         self._files = {file.name: file.read_bytes() for file in files}
         self._digest = sha256(b"".join(self._files[name] for name in sorted(self._files))).hexdigest()[:12]
@@ -184,7 +186,10 @@ class _Desk:
             if route.role is not None and session is not None and not _same(form.get("csrf", ""), session.csrf):
                 raise _Denied(403, "This form is no longer good", "Go back, load the page again, and send it once more.")
         query, source = dict(request.query_params), self._source(request)
-        visit = Visit(opened, session, request.path_params, query, form, source, time.time(), self._verifier, redis_away)
+        under_way = request.cookies.get(self._under_way, "")
+        visit = Visit(
+            opened, session, request.path_params, query, form, source, time.time(), self._verifier, redis_away, under_way
+        )
         return await route.page(visit)
 
     async def _signed_in(self, route: Route, opened: Opened, identity: str) -> tuple[Session | None, bool]:
@@ -210,7 +215,9 @@ class _Desk:
             return await Sessions(client, self._settings.console).take_notice(asked.identity)
 
     async def _go(self, opened: Opened, asked: _Asked, go: Go) -> Response:
-        answer = RedirectResponse(go.path, 303)
+        answer: Response = RedirectResponse(go.path, 303)
+        if go.from_here:
+            answer = self._page(asked, None, View("onward.html", "Signed in", {"onward": go.path}), "")
         async with opened.client() as client:
             sessions = Sessions(client, self._settings.console)
             if go.notice:
@@ -219,8 +226,13 @@ class _Desk:
                 self._recent.note(asked.identity, None, time.time())
                 await sessions.end(asked.identity)
         same: dict[str, Any] = {"path": "/", "secure": self.secure, "httponly": True, "samesite": "strict"}
+        if go.under_way is not None:
+            # Lax: it is to come along when the other site sends the browser back.
+            answer.set_cookie(self._under_way, go.under_way, max_age=SIGN_IN_SECONDS, **{**same, "samesite": "lax"})
         if go.begins is not None:
             answer.set_cookie(self._cookie, go.begins, **same)
+            if self._under_way in asked.request.cookies:
+                answer.delete_cookie(self._under_way, **same)
         elif go.ends:
             answer.delete_cookie(self._cookie, **same)
         return answer

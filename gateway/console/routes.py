@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.console import audit, callers, integrity, limits, overview, signing, story, trial
+from gateway.console import audit, callers, integrity, limits, oidc, overview, signing, story, trial
 from gateway.console.visit import Route
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "/sign-in", None, signing.sign_in_page),
     Route("POST", "/sign-in", None, signing.sign_in),
+    Route("GET", "/sign-in/oidc", None, oidc.start, twin=False),
+    Route("GET", oidc.RETURN, None, oidc.returned, twin=False),
     Route("POST", "/sign-out", "auditor", signing.sign_out),
     Route("GET", "/overview", "auditor", overview.overview),
     Route("GET", "/audit", "auditor", audit.page, outlives_redis=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from gateway.console.keys import proved
 from gateway.console.sessions import Sessions
@@ -25,21 +26,19 @@ _IPV6_BITS: Final = 64
 
 async def sign_in_page(visit: Visit) -> View:
     """Show where to sign in."""
-    return _page(visit.query.get("next", ""))
+    return page(visit, visit.query.get("next", ""))
 
 
 async def sign_in(visit: Visit) -> View | Go:
     """Begin a session for whoever shows a live console key; every try is recorded, but those beyond the bound."""
     wanted = visit.form.get("next", "")
     async with visit.opened.client() as client:
-        if (tries := await _try(client, visit.source)) > _TRIES_MAX:
-            if tries == _TRIES_MAX + 1:
-                await visit.record("console.sign_in_denied", operator=None, decision="denied", why="too many tries")
-            return _page(wanted, "Too many tries from your address. Wait a minute, then try again.", 429)
+        if (refused := await tried(visit, client, wanted)) is not None:
+            return refused
         key, why = await proved(client, visit.form.get("key", ""), visit.now)
         if key is None:
             await visit.record("console.sign_in_denied", operator=None, decision="denied", why=why)
-            return _page(wanted, "This is not a key that is good here. Check that you pasted all of it.", 401)
+            return page(visit, wanted, "This is not a key that is good here. Check that you pasted all of it.", 401)
         who = f"console:{key.name}"
         await visit.record("console.signed_in", operator=who, key_id=key.key_id, after=key.role)
         begins = await Sessions(client, visit.opened.settings.console).begin(who, key.role, visit.now, key.key_id)
@@ -58,8 +57,21 @@ def is_local(path: str) -> bool:
     return path.startswith("/") and not path.startswith("//") and path.isprintable() and "\\" not in path
 
 
-def _page(wanted: str, wrong: str = "", status: int = 200) -> View:
-    return View("sign_in.html", "Sign in", {"next": wanted if is_local(wanted) else "", "wrong": wrong}, status)
+def page(visit: Visit, wanted: str, wrong: str = "", status: int = 200) -> View:
+    """Return the page to sign in with, which then leads to the page that was wanted. `wrong`: what was, before."""
+    provider = urlsplit(visit.opened.settings.console.oidc.issuer).netloc
+    return View(
+        "sign_in.html", "Sign in", {"next": wanted if is_local(wanted) else "", "wrong": wrong, "provider": provider}, status
+    )
+
+
+async def tried(visit: Visit, client: Any, wanted: str) -> View | None:
+    """Count a try to sign in, and return what it is refused with where there were too many; the first such is recorded."""
+    if (tries := await _try(client, visit.source)) <= _TRIES_MAX:
+        return None
+    if tries == _TRIES_MAX + 1:
+        await visit.record("console.sign_in_denied", operator=None, decision="denied", why="too many tries")
+    return page(visit, wanted, "Too many tries from your address. Wait a minute, then try again.", 429)
 
 
 async def _try(client: Any, source: str) -> int:

@@ -40,6 +40,8 @@ class Visit:
     """Of the whole console."""
     redis_away: bool = False
     """Whether Redis did not answer when it was asked who this is."""
+    under_way: str = ""
+    """Id of a sign-in elsewhere that this browser began; empty: none."""
 
     @property
     def who(self) -> str:
@@ -71,12 +73,17 @@ class Go:
     """Another page to go to, after something was done."""
 
     path: str
+    """Of ours; or another site's address, for signing in there."""
     notice: str = ""
     """One line that the next page tells."""
     begins: str | None = None
     """Id of a session that begins with this."""
     ends: bool = False
     """Whether the session ends with this."""
+    under_way: str | None = None
+    """Id of a sign-in elsewhere that begins with this; the browser brings it back."""
+    from_here: bool = False
+    """Whether a page of ours leads there: what another site's redirect leads to is not given the session's cookie."""
 
 
 @dataclass(frozen=True, slots=True)

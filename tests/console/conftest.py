@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Console]]:
     """Start a console with settings of its own: `begin(console="session_hours = 1")`."""
     running: list[Console] = []
 
-    def start(**sections: str) -> Console:
+    def start(**sections: Any) -> Console:
         started = Console(tmp_path / f"c{len(running)}", **sections)
         running.append(started)
         return started.__enter__()

@@ -46,10 +46,10 @@ DAY, HOUR = 86_400, 3_600
 class Console:
     """The console, its Redis, and a key for each role."""
 
-    def __init__(self, folder: Path, *, console: str = "", more: str = "") -> None:
+    def __init__(self, folder: Path, *, port: int = 0, console: str = "", more: str = "") -> None:
         self.folder = folder
         self.redis = Redis(folder / "r")
-        self._console, self._more = console, more
+        self._port, self._console, self._more = port, console, more
         # Accounts name secrets that nobody has given: the console must not want them.
         self.environ = {"PSEUDONYM_KEY": PSEUDONYM_KEY}
         self.keys: dict[str, str] = {}
@@ -78,7 +78,7 @@ ssid = {{ file = "/nowhere/to/be/found" }}
 [audit]
 pseudonym_key = {{ env = "PSEUDONYM_KEY" }}
 [console]
-port = 0
+port = {self._port}
 {self._console}
 {self._more}
 """)
