@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
 
 from gateway.console.routes import NAVIGATION, ROUTES
-from tests.browser.visiting import SCHEMES, WIDTHS, Scheme, overflows, signed_in, visiting
+from tests.browser.visiting import SCHEMES, WIDTHS, Scheme, complaints, overflows, signed_in, visiting
 from tests.console.running import Console, path_of
 
 PATHS = [path_of(route) for route in ROUTES if route.method == "GET" and route.role == "auditor" and route.twin]
@@ -20,18 +21,22 @@ CHANGING = [path_of(route, "crmkeyid00.1") for route in ROUTES if route.method =
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_each_page(chromium: Browser, console: Console, tmp_path: Path, width: int, scheme: Scheme, role: str) -> None:
-    """None is wider than its window, each has one heading of the first rank, and the browser has nothing to complain of."""
+    """None is wider than its window, each has one heading of the first rank, and neither the browser nor axe has anything to say against it."""
     with visiting(chromium, console, width, scheme) as page:
         page.goto("/sign-in")
         page.screenshot(path=tmp_path / "sign-in.png", full_page=True)
+        assert complaints(page) == []
         signed_in(page, console, role)
+        wrong: dict[str, list[Any]] = {}
         for path in (*PATHS, *(CHANGING if role == "operator" else ())):
             answer = page.goto(path)
             assert answer is not None and answer.status == 200
             assert not overflows(page), path
             expect(page.get_by_role("heading", level=1)).to_have_count(1)
             expect(page.get_by_role("main")).to_be_visible()
+            wrong |= {path: told for told in [complaints(page)] if told}
             page.screenshot(path=tmp_path / f"{path.strip('/').replace('/', '-')}.png", full_page=True)
+        assert wrong == {}
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url("**/sign-in")
 

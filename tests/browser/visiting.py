@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import axe_playwright_python
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
 from tests.console.running import Console
@@ -13,6 +15,10 @@ from tests.console.running import Console
 Scheme = Literal["light", "dark"]
 WIDTHS = (1280, 360)
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
+_AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
+# Only what is told is brought over: all that passed, with its HTML, would take longer than the rules.
+_RUN = """axe.run({resultTypes: ["violations"]}).then(found => [
+  found.passes.length, found.violations.map(one => [one.id, one.nodes.slice(0, 3).map(node => node.html.slice(0, 200))])])"""
 
 
 @contextmanager
@@ -46,6 +52,14 @@ def signed_in(page: Page, console: Console, role: str) -> None:
 def overflows(page: Page) -> bool:
     """Say whether the page is wider than its window."""
     return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+
+
+def complaints(page: Page) -> list[Any]:
+    """Return what axe has to say against a page: rules, each with the first elements that break it."""
+    page.evaluate(_AXE)
+    passed, wrong = page.evaluate(_RUN)
+    assert passed > 10
+    return list(wrong)
 
 
 def _is_wrong(message: ConsoleMessage) -> bool:
