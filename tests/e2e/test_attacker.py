@@ -491,7 +491,7 @@ BODIES = [
     b'{"m1":Infinity}',
     b'{"m1":NaN}',
     b'{"m1":"9876543210","expiry_duration":NaN}',
-    b'{"m1":"9876543210","expiry_duration":-1.0}',
+    b'{"m1":"9876543210","expiry_duration":-1.5}',
     b'{"m1":"9876543210","m1":"9876543211"}',
     b'{"m1":"9876543210","x":{"a":1,"a":2}}',
     b'{"m1":"9876543210","__proto__":{"expiry_duration":1}}',
