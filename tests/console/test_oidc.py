@@ -395,7 +395,7 @@ def test_who_sent_somebody_back(console: Console, provider: Provider) -> None:
     assert len(provider.sent) == 2
 
 
-ELSEWHERE = {"location": "http://127.0.0.1:1/elsewhere"}
+ELSEWHERE = {"location": "/realms/ops/elsewhere"}
 
 
 @pytest.mark.parametrize("path", [WELL_KNOWN, "/token", "/keys"])
@@ -424,8 +424,19 @@ def test_answers_that_cannot_be_used(console: Console, provider: Provider, path:
 
     what = {WELL_KNOWN: "discovery document", "/token": "token endpoint", "/keys": "public keys"}[path]
     denied(console, answer, 502, what)
+    assert "/elsewhere" not in provider.asked, "no redirect is followed"
     assert "Signing in there does not work now" in answer.text and "<script" not in answer.text
     assert console.browser("auditor").get("/callers").status_code == 200
+
+
+@pytest.mark.parametrize(("path", "why"), [(WELL_KNOWN, "256 KiB"), ("/token", "256 KiB"), ("/keys", "1 MiB")])
+def test_no_more_is_read_than_can_be_of_use(console: Console, provider: Provider, path: str, why: str) -> None:
+    """An answer is left where it is too long, though all of it would be good."""
+    good = {WELL_KNOWN: provider.document(), "/token": {"id_token": "a.b.c"}, "/keys": {"keys": provider.keys}}[path]
+    provider.instead = {path: answering(200, {**good, "pad": "x" * 1_200_000})}
+    visitor = console.browser()
+    answer = visitor.get("/sign-in/oidc") if path == WELL_KNOWN else sign_in(console, provider, visitor)
+    denied(console, answer, 502, why)
 
 
 @pytest.mark.parametrize(("path", "instead"), [(WELL_KNOWN, silent), ("/token", dripping)], ids=["silent", "dripping"])
