@@ -89,7 +89,10 @@ async def key_set(oidc: Oidc, provider: Provider) -> KeySet:
         file="", url=provider.keys_url, ca_file=oidc.ca_file, bearer_file="", max_age_seconds=60, stale_seconds_max=61,
         timeout_seconds=_ANSWER_SECONDS,
     )  # fmt: skip
-    jwks = Jwks({oidc.issuer: source}, lambda *_: None)
+    try:
+        jwks = Jwks({oidc.issuer: source}, lambda *_: None)
+    except ValueError:
+        raise ProviderFault("the public keys cannot be used: their address is none") from None
     try:
         await jwks.refresh(oidc.issuer)
     finally:

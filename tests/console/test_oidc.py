@@ -497,6 +497,13 @@ def test_signing_in_leads_to_what_was_wanted(console: Console, provider: Provide
     assert f'href="{got}"' in page
 
 
+@pytest.mark.parametrize(("name", "what"), [("token_endpoint", "token endpoint"), ("jwks_uri", "public keys")])
+def test_an_address_that_is_none(console: Console, provider: Provider, name: str, what: str) -> None:
+    """Found out when it is asked, and told like any other fault of the provider's."""
+    provider.discovery = {name: "https://256.1.1.1/"}
+    denied(console, sign_in(console, provider), 502, what)
+
+
 def test_tries_are_bounded(console: Console, provider: Provider) -> None:
     """The provider is not asked for whoever asks too often; and the trail does not grow by returns that nobody began."""
     visitor = console.browser()
