@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -20,12 +19,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__, docs, embedded
-from gateway.admission import Policies
 from gateway.audit import Auditor, change
 from gateway.authentication import Authenticator
 from gateway.bulkhead import Breaker, Bulkhead, State
 from gateway.calling import Account, Calling, Upstream
-from gateway.config import SecretReference, Settings
+from gateway.config import Settings
 from gateway.counts import Counted, Requests, Timed
 from gateway.credentials import Exchange
 from gateway.endpoints import Check, Fallback, Health, Unset, publish
@@ -34,10 +32,8 @@ from gateway.idempotency import Idempotency
 from gateway.identities import Identities
 from gateway.jwks import Jwks, JwksSettings
 from gateway.keys import KeyEntry, KeyVersion
-from gateway.ledger.connect import Connection, connect
-from gateway.ledger.journal import Bounds, Journal
 from gateway.ledger.registry import KeyRegistry
-from gateway.ledger.store import Away, Claims, RedisLedger, Serving
+from gateway.ledger.store import RedisLedger, Serving
 from gateway.metrics import FOLDER_VARIABLE, Metrics
 from gateway.model import SLOTS, UNSET_PATH, Secret
 from gateway.numbers import Pseudonyms
@@ -47,20 +43,18 @@ from gateway.proving import Prover
 from gateway.retries import Retries
 from gateway.routing import Router
 from gateway.slots import Slots
+from gateway.stores import make_ledger, make_policies, make_registry, read_pseudonym_key
 from gateway.telemetry import Board, Logger, LogObserver, make_logger
 from gateway.tokens import IssuerRules
 from gateway.upstream import HttpUpstream
 from gateway.validation import Validator
-from gateway.vault import SecretUnreadable, Vault, make_secret_file, read_secret
+from gateway.vault import Vault, read_secret
 
 if TYPE_CHECKING:
     from gateway.tracing import Tracing
 
-_PSEUDONYM_KEY_MIN = 32
 _JWKS_SECONDS = 5.0
 _PAUSE_SECONDS = 1.0
-_PLACE_LONGER_MS = 1000
-_LONGER_US = 5_000_000
 """What a call takes beside its tries: to be admitted, and to be recorded."""
 
 
@@ -249,11 +243,6 @@ def make_account(
     )
 
 
-def make_policies(settings: Settings, account: str, pseudonyms: Pseudonyms) -> Policies:
-    """Return the limits of one vendor account, by the settings alone."""
-    return Policies(settings.policies, account, pseudonyms, settings.upstream.longest_ms + _PLACE_LONGER_MS)
-
-
 def make_retries(settings: Settings) -> Retries:
     """Return how calls are tried again."""
     jitter = secrets.SystemRandom().random
@@ -277,45 +266,6 @@ def make_authenticator(settings: Settings) -> Authenticator:
     return Authenticator(rules, workloads, settings.keys.signature_seconds, settings.keys.signature_hosts)
 
 
-def make_ledger(
-    settings: Settings, account: str, environ: Mapping[str, str], log: Logger, folder: Path, serving: Serving | None = None
-) -> RedisLedger:
-    """Return one account's ledger of one process; `serving`: of one that serves callers. Raises: SecretUnreadable, OSError."""
-    writer = _writer()
-    log = log.of("ledger")
-
-    def answered(answer: str, seconds: float) -> None:
-        if log.debugs:
-            log.debug("ledger.answered", account=account, answer=answer, duration_ms=round(seconds * 1000, 3))
-
-    def changed(up: bool, why: str) -> None:
-        if up:
-            log.warning("ledger.recovered", account=account, writer=writer)
-        else:
-            log.error("ledger.lost", account=account, writer=writer, why=why)
-
-    def alarm(event: str) -> None:
-        log.error(event, account=account, writer=writer)
-
-    audit = settings.audit
-    bounds = Bounds(audit.journal_bytes_max, audit.journal_seconds_max, audit.disk_free_bytes_min)
-    return RedisLedger(
-        _connection(settings, environ),
-        account,
-        writer,
-        Journal(folder / "journal" / account, writer, bounds),
-        settings.redis.timeout_ms / 1000,
-        Away(settings.audit.on_store_error == "spool", settings.keys.stale_seconds_max),
-        time.monotonic,
-        changed,
-        time.time,
-        alarm,
-        serving,
-        Claims(settings.idempotency.keep_hours * 3_600_000, settings.upstream.longest_ms * 1000 + _LONGER_US),
-        answered,
-    )
-
-
 def make_tracing(settings: Settings, environ: Mapping[str, str], log: Logger) -> Tracing:
     """Return what makes spans of calls. Raises: SecretUnreadable, ImportError where the package's extra is missing."""
     from gateway.tracing import Tracing  # noqa: PLC0415 - where there are no spans, nothing of it is loaded
@@ -328,34 +278,6 @@ def make_tracing(settings: Settings, environ: Mapping[str, str], log: Logger) ->
 
     headers = {name: read_secret(reference, environ).reveal() for name, reference in settings.tracing.headers}
     return Tracing(settings, headers, told)
-
-
-def make_registry(settings: Settings, environ: Mapping[str, str]) -> KeyRegistry:
-    """Return one process' copy of the keys. Raises: SecretUnreadable."""
-    return KeyRegistry(_connection(settings, environ), settings.accounts, _writer(), settings.redis.timeout_ms / 1000, time.time)
-
-
-def read_pseudonym_key(settings: Settings, environ: Mapping[str, str], folder: Path) -> Secret:
-    """Return the key behind the pseudonyms; with the embedded server one is made in the state folder if none is set.
-
-    Raises: SecretUnreadable.
-    """
-    reference = settings.audit.pseudonym_key
-    if reference is None:
-        path = folder / "pseudonym.key"
-        make_secret_file(path)
-        reference = SecretReference("file", (str(path),))
-    key = read_secret(reference, environ)
-    if len(key.reveal()) < _PSEUDONYM_KEY_MIN:
-        raise SecretUnreadable(
-            f"audit.pseudonym_key is shorter than {_PSEUDONYM_KEY_MIN} characters: make one with `openssl rand -hex 32`"
-        )
-    return key
-
-
-def archive_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
-    """Return the folder of the sealed trail."""
-    return Path(settings.audit.archive or embedded.state_folder(settings.server.state_dir, environ) / "archive")
 
 
 async def _kept_up(work: Callable[[], Awaitable[None]], observer: Counted) -> None:
@@ -386,15 +308,6 @@ async def _keys_kept_up(identities: Identities, ledgers: Mapping[str, RedisLedge
         await asyncio.sleep(_PAUSE_SECONDS)
         with suppress(Refusal):
             await identities.reach(max(ledger.epoch for ledger in ledgers.values()))
-
-
-def _connection(settings: Settings, environ: Mapping[str, str]) -> Connection:
-    password = read_secret(settings.redis.password, environ) if settings.redis.password else None
-    return connect(settings.redis, password, read_seconds=None)
-
-
-def _writer() -> str:
-    return f"{socket.gethostname()[:24]}-{secrets.token_hex(4)}"
 
 
 def make_vault(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import httpx
 from redis.exceptions import RedisError
 
-from gateway import config, embedded
+from gateway import config, embedded, settings_file
 from gateway.app import jwks_sources
 from gateway.config import ConfigError, Fault, SecretReference, Settings
 from gateway.jwks import Jwks
@@ -42,34 +41,14 @@ class Finding:
         return f"{self.level}: {place}: {self.message}"
 
 
-def document(path: Path) -> dict[str, Any]:
-    """Return a TOML file's content. Raises: ConfigError."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError((Fault(str(path), f"cannot be read: {error.strerror}"),)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError((Fault(str(path), f"is not TOML: {error}"),)) from None
-
-
-def load(path: Path, environ: Mapping[str, str]) -> Settings:
-    """Return the settings of a file, with lines named in its faults. Raises: ConfigError."""
-    parsed = document(path)
-    try:
-        return config.parse(parsed, environ)
-    except ConfigError as error:
-        lines = _lines(path)
-        raise ConfigError(tuple(_placed(fault, lines) for fault in error.faults)) from None
-
-
 def check(path: Path, environ: Mapping[str, str], *, online: bool) -> list[Finding]:
     """Return every finding. Online, Redis and the vendor's address are asked too; the vendor is not called."""
     try:
-        settings = config.parse(document(path), environ)
+        settings = config.parse(settings_file.document(path), environ)
     except ConfigError as error:
-        lines = _lines(path)
-        return [Finding("fault", fault.path, fault.message, _line_of(fault.path, lines)) for fault in error.faults]
-    lines = _lines(path)
+        lines = settings_file.lines_of(path)
+        return [Finding("fault", fault.path, fault.message, settings_file.line_of(fault.path, lines)) for fault in error.faults]
+    lines = settings_file.lines_of(path)
     findings = [
         *_secrets(settings, environ),
         *_extras(settings),
@@ -78,7 +57,7 @@ def check(path: Path, environ: Mapping[str, str], *, online: bool) -> list[Findi
     ]
     if online:
         findings += asyncio.run(_online(settings, environ))
-    return [Finding(found.level, found.path, found.message, _line_of(found.path, lines)) for found in findings]
+    return [Finding(found.level, found.path, found.message, settings_file.line_of(found.path, lines)) for found in findings]
 
 
 def start_faults(settings: Settings, environ: Mapping[str, str], log: Logger) -> None:
@@ -230,35 +209,3 @@ async def _vendor(settings: Settings, account: str) -> list[Finding]:
             )
         ]
     return []
-
-
-def _lines(path: Path) -> dict[str, int]:
-    """Return the line of each table and key; enough of TOML's grammar for files written by people."""
-    lines: dict[str, int] = {}
-    table = ""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return lines
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if stripped.startswith("["):
-            table = stripped.strip("[] ").split("]")[0].replace('"', "").replace(" ", "") + "."
-            lines[table[:-1]] = number
-        elif "=" in stripped and not stripped.startswith("#"):
-            lines[table + stripped.split("=", 1)[0].strip().strip('"')] = number
-    return lines
-
-
-def _line_of(path: str, lines: Mapping[str, int]) -> int | None:
-    """Return the line of a setting, or of the nearest table above it."""
-    while path:
-        if path in lines:
-            return lines[path]
-        path = path.rpartition(".")[0]
-    return None
-
-
-def _placed(fault: Fault, lines: Mapping[str, int]) -> Fault:
-    line = _line_of(fault.path, lines)
-    return fault if line is None else Fault(f"{fault.path} (line {line})", fault.message)

@@ -12,7 +12,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 _FOLDER: Final = Path(__file__).parent
@@ -31,6 +30,8 @@ class Page:
 
 def render(document: Mapping[str, Any]) -> Page:
     """Return the page of an OpenAPI document. Raises: OSError."""
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - most commands show no page
+
     # Every text of the document is escaped, whoever wrote it.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"prose": _prose, "indented": _indented, "kind": _kind, "anchor": _anchor, "phrase": _phrase}

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from gateway.errors import Complaint
+
 _SOCKET: Final = "redis.sock"
 _START_SECONDS: Final = 10.0
 _SOCKET_PATH_MAX: Final = 103  # sun_path is 104 bytes on macOS, 108 on Linux, with the final NUL
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(Complaint):
     """The embedded server cannot be had. The message is one line: the reason and the fix."""
 
 

@@ -219,6 +219,10 @@ _BY_VENDOR_CODE = {
 Fact = str | int | bool
 
 
+class Complaint(Exception):
+    """What whoever runs a command has to mend. The message is one line: the reason and the fix."""
+
+
 class Refusal(Exception):
     """A stage says no. The only exception that stages raise, caught once, in the pipeline."""
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.admission import Policies
-from gateway.app import archive_folder, make_ledger, make_policies, make_registry, read_pseudonym_key
 from gateway.audit import search
 from gateway.config import SecretReference, Settings
+from gateway.errors import Complaint
 from gateway.ledger import limits
 from gateway.ledger.connect import opened as opened_client
 from gateway.ledger.names import KEYS_TAG, Names
@@ -25,6 +25,7 @@ from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import RedisLedger
 from gateway.model import PhoneNumber, Secret
 from gateway.numbers import Pseudonyms, read_number
+from gateway.stores import archive_folder, make_ledger, make_policies, make_registry, read_pseudonym_key
 from gateway.telemetry import make_logger
 from gateway.trail.archive import STATE, Reader
 from gateway.trail.search import Trail
@@ -38,7 +39,7 @@ _TRIES: Final = 5
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-class UsageError(Exception):
+class UsageError(Complaint):
     """What was asked for cannot be done as it was asked. The message is one line: the reason and the fix."""
 
 

@@ -33,7 +33,7 @@ from gateway import config
 from gateway.app import create_app
 from gateway.config import Server, Settings
 from gateway.endpoints import parser_answer
-from gateway.errors import Problem
+from gateway.errors import Complaint, Problem
 from gateway.metrics import FOLDER_VARIABLE
 
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
@@ -325,7 +325,7 @@ def bind(host: str, port: int, fix: str = "pass --port N") -> socket.socket:
     return listener
 
 
-class BindError(Exception):
+class BindError(Complaint):
     """The address to listen on cannot be had. The message is one line: the reason and the fix."""
 
 

@@ -15,13 +15,14 @@ from typing import Final
 
 from gateway.config import Credential, SecretReference
 from gateway.credentials import forms_of
+from gateway.errors import Complaint
 from gateway.model import Secret, Slot, VendorCredential
 
 _COMMAND_SECONDS: Final = 10.0
 _LOOK_EVERY_SECONDS: Final = 0.4
 
 
-class SecretUnreadable(Exception):
+class SecretUnreadable(Complaint):
     """A reference leads to no secret. The message says why and what to do, without any value."""
 
 

@@ -18,6 +18,29 @@ from gateway.trail.table import minute, text_table
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
+def add_console(parser: argparse.ArgumentParser, _: argparse.ArgumentParser) -> None:
+    """Add the options and subcommands of `gateway console`; it serves where none is given."""
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.set_defaults(run=serve)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    # Named before the subcommand or behind it: what is not named behind it must not undo what was named before.
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS)
+    command = commands.add_parser("issue", parents=[configured], help="make a key to the console; it is shown once")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--role", required=True, choices=("auditor", "operator"))
+    command.add_argument("--days", type=int, metavar="N", help="how long it is good; for ever if not given")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=issue)
+    command = commands.add_parser("list", parents=[configured], help="show every key to the console, never a secret")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=list_)
+    command = commands.add_parser("revoke", parents=[configured], help="end a key to the console, and its sessions")
+    command.add_argument("key", metavar="NAME|ID")
+    command.set_defaults(run=revoke)
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """Serve the pages until SIGTERM or SIGINT."""
 

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from gateway import demo, embedded
-from gateway.check import load
+from gateway import embedded
 from gateway.config import Settings
 from gateway.opened import Opened, UsageError, opening
+from gateway.settings_file import load
 from gateway.trail.table import show
 
 CONFIG_VARIABLE: Final = "GATEWAY_CONFIG"
@@ -72,6 +72,8 @@ def config_path(arguments: argparse.Namespace, *, beside_demo: bool = False) -> 
     if given:
         return Path(given)
     own = Path("config/gateway.toml")
+    from gateway import demo  # noqa: PLC0415 - seldom wanted, and it loads an HTTP client
+
     if beside_demo and demo.running(os.environ):
         print(f"gateway: beside the running demo, with its settings: {demo.config_path(os.environ)}", file=sys.stderr)
         return demo.config_path(os.environ)

@@ -16,13 +16,13 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import Progress
 
-from gateway.app import archive_folder
 from gateway.cli.opened import operator, read_settings, with_store
 from gateway.config import Settings
 from gateway.embedded import make_folder
 from gateway.ledger.connect import FAULTS
 from gateway.ledger.names import KEYS_TAG
 from gateway.opened import Opened, UsageError, instant
+from gateway.stores import archive_folder
 from gateway.telemetry import Logger, make_logger
 from gateway.trail.archive import CHECKPOINT, PUBLIC_KEY, Archive, ArchiveError
 from gateway.trail.copies import Copies, CopyError

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway import audit
-from gateway.app import make_account, make_prover, make_vault, read_pseudonym_key
+from gateway.app import make_account, make_prover, make_vault
 from gateway.cli.opened import operator, tell, with_store
 from gateway.ledger.store import RedisLedger
 from gateway.model import SLOTS, Slot, VendorCredential
 from gateway.opened import Opened, UsageError
 from gateway.proving import Proof
+from gateway.stores import read_pseudonym_key
 from gateway.trail.table import slot_table
 from gateway.upstream import HttpUpstream
 from gateway.vault import Vault

@@ -25,6 +25,7 @@ from typing import IO, Final, NamedTuple, Self
 import msgspec
 
 from gateway.audit import Head, chained
+from gateway.errors import Complaint
 from gateway.ledger.journal import sync_folder
 from gateway.trail.index import Entry, Index
 from gateway.trail.merkle import Tree
@@ -41,7 +42,7 @@ _AT_ONCE: Final = 10_000
 _read_head = msgspec.json.Decoder(Head).decode
 
 
-class ArchiveError(Exception):
+class ArchiveError(Complaint):
     """The archive cannot be used as it is. The message is one line: the reason and the fix."""
 
 

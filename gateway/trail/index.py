@@ -27,6 +27,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from gateway.audit import rfc3339
+from gateway.errors import Complaint
 from gateway.model import NUMBER_FIELDS
 
 _VERSION: Final = 1
@@ -71,7 +72,7 @@ _WRITTEN: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII
 _read = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class BrokenIndex(Exception):
+class BrokenIndex(Complaint):
     """The index cannot be used as it is. The message is one line: the reason and the fix."""
 
 

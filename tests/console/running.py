@@ -21,7 +21,6 @@ from redis.asyncio import Redis as Client
 
 from gateway import keys
 from gateway.audit import Record, rfc3339
-from gateway.check import load
 from gateway.config import Redis as RedisSettings
 from gateway.console import keys as console_keys
 from gateway.console.keys import ROLES
@@ -34,6 +33,7 @@ from gateway.ledger.names import KEYS_TAG, Names
 from gateway.ledger.registry import KeyRegistry
 from gateway.model import Bindings
 from gateway.opened import opening
+from gateway.settings_file import load
 from tests.running import PSEUDONYM_KEY, Process, Redis
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"

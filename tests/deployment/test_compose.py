@@ -12,7 +12,7 @@ import redis
 import yaml
 
 from gateway import config, embedded
-from gateway.cli.main import _parser
+from gateway.cli.main import make_parser
 from gateway.sandbox.__main__ import _parser as sandbox_parser
 from tests.running import Process, until
 
@@ -147,7 +147,7 @@ def test_its_command_is_one_of_ours(name):
         assert SETTINGS.accounts["main"].brand == f"http://{name}:{arguments.port}"
         assert [Path("config/sandbox_ssid").read_text().strip()] == arguments.ssid
         return
-    assert _parser().parse_args(words).run
+    assert make_parser(words[0]).parse_args(words).run
     assert ("./config/compose.toml", SERVICES[name]["environment"]["GATEWAY_CONFIG"], False) in mounts(name)
 
 

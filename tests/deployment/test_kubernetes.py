@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gateway import config
-from gateway.cli.main import _parser
+from gateway.cli.main import make_parser
 from gateway.sandbox.__main__ import _parser as sandbox_parser
 
 ROOT = Path("config/kubernetes")
@@ -309,7 +309,7 @@ def test_its_command_is_one_of_ours(workload):
         assert arguments.port == container["ports"][0]["containerPort"]
         assert f"ssid={arguments.ssid[0]}" in KUSTOMIZATIONS["example"]["secretGenerator"][0]["literals"]
         return
-    assert _parser().parse_args(words).run
+    assert make_parser(words[0]).parse_args(words).run
     assert container["env"] == [{"name": "GATEWAY_CONFIG", "value": "/etc/masking-gateway/gateway.toml"}]
     assert "/etc/masking-gateway" in {mount["mountPath"] for mount in container["volumeMounts"]}
     assert KUSTOMIZATIONS["base"]["configMapGenerator"] == [{"name": "masking-gateway", "files": ["gateway.toml"]}]

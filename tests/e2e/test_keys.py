@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from gateway import audit, config
-from gateway.app import make_registry
 from gateway.keys import KeyVersion
 from gateway.ledger.registry import Changed
+from gateway.stores import make_registry
 from tests.e2e.test_main_job import assert_refused
 from tests.running import UNSET, Stack, until
 

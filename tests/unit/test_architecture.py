@@ -190,3 +190,13 @@ def test_contradictions_are_faults(document: dict, path: str) -> None:
         config.parse({"accounts": {"a": VENDOR}, **document}, {})
 
     assert [fault.path for fault in caught.value.faults] == [path]
+
+
+@pytest.mark.parametrize("command", ["", "keys", "limits", "audit", "log"])
+def test_a_command_loads_no_other(command: str) -> None:
+    """Whoever waits for one does not wait for what serves callers to be loaded."""
+    program = f"import sys; from gateway.cli.main import make_parser; make_parser({command!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert not {"aiohttp", "httpx", "starlette", "uvicorn", "jinja2", "prometheus_client"} & set(done.stdout.split())
+    assert ("redis" in done.stdout.split()) == bool(command)
