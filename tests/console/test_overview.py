@@ -42,15 +42,17 @@ def test_calls_are_counted(console: Console, span: str) -> None:
     assert not data["capped"]
 
 
-def test_what_redis_knows_is_told(console: Console) -> None:
+def test_what_redis_knows_is_told(begin: Callable[..., Console]) -> None:
     """The active slot, what is open and not sealed, who writes, and whether Redis keeps what it acknowledged."""
+    console = begin()
+    console.fill()
     data = console.browser("auditor").get("/overview.json").json()
     main, other = data["accounts"]
 
     assert [(slot["slot"], slot["active"]) for slot in main["slots"]] == [("primary", False), ("secondary", True)]
     assert main["slots"][0]["used"] > 100 and main["slots"][1]["used"] == 0
     assert [slot["slot"] for slot in other["slots"]] == ["primary"]
-    assert (main["open_intents"], main["unsealed"]) == (3, 3)
+    assert (main["open_intents"], main["unsealed"]) == (3, 4)
     assert 0 < time.time() - main["oldest_open_at"] < 300
     assert {writer["writer"]: writer["late"] for writer in main["writers"]}[HOSTILE]
     assert data["redis"]["durable"] is True
