@@ -142,16 +142,20 @@ def test_whichever_worker_is_asked_tells_for_all_also_for_a_killed_one(start: Ca
         assert set(pool.map(call, range(60))) == {404}
     views = [(("gateway_requests_total"), 60.0), ("gateway_request_duration_seconds_count", 60.0), ("gateway_workers", 2.0)]
     for name, value in views:
-        until(lambda: {total(stack, name) for _ in range(12)} == {value}, what=f"one view of {name}")  # noqa: B023 - asked at once
+        until(lambda: {total(stack, name) for _ in range(12)} == {value}, seconds=60.0, what=f"one view of {name}")  # noqa: B023 - asked at once
     memory, newest = total(stack, "process_resident_memory_bytes"), total(stack, "process_start_time_seconds")
 
     os.kill(descendants(stack.gateway.pid, "spawn_main")[0], signal.SIGKILL)
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(call, range(40))) == {404}
-    until(lambda: {total(stack, "gateway_requests_total") for _ in range(12)} == {100.0}, what="the killed one's counts")
+    until(
+        lambda: {total(stack, "gateway_requests_total") for _ in range(12)} == {100.0},
+        seconds=60.0,
+        what="the killed one's counts",
+    )
     until(lambda: total(stack, "process_start_time_seconds") > newest, seconds=60.0, what="another worker's view")
     # For a moment there are three: what the killed one saw last is believed until it is old.
-    until(lambda: total(stack, "gateway_workers") == 2, what="the killed one's view being gone")
+    until(lambda: total(stack, "gateway_workers") == 2, seconds=60.0, what="the killed one's view being gone")
     assert 0.5 * memory < total(stack, "process_resident_memory_bytes") < 1.5 * memory
     assert {total(stack, "gateway_requests_total") for _ in range(12)} == {100.0}
 
