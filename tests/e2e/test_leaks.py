@@ -103,7 +103,7 @@ except TypeError: pass
 
 
 def test_only_the_exchange_reveals() -> None:
-    """`reveal()` is called where a credential is exchanged, a key is used or a connection is opened, and nowhere else."""
+    """`reveal()` is called where a credential is exchanged, a key is used or somebody is connected to, and nowhere else."""
     calls = {
         path.relative_to("gateway").as_posix(): path.read_text().count(".reveal()")
         for path in Path("gateway").rglob("*.py")
@@ -114,8 +114,10 @@ def test_only_the_exchange_reveals() -> None:
         "app.py": 1,
         "check.py": 1,
         "cli/seal.py": 1,
+        "console/provider.py": 2,
         "credentials.py": 4,
         "ledger/connect.py": 1,
         "numbers.py": 1,
+        "stores.py": 1,
         "vault.py": 2,
     }
