@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gateway import app
+from gateway import stores
 from gateway.cli import main as cli
 from gateway.ledger import heir, journal
 from gateway.ledger.connect import Connection, _Direct
@@ -173,7 +173,7 @@ def send_half() -> None:
 
 def name_writer(name: str) -> None:
     """Give every writer of this process the same name; in place of a death."""
-    app._writer = lambda: name
+    stores._writer = lambda: name
 
 
 def main(point: str, words: list[str]) -> int:
