@@ -197,13 +197,17 @@ def _address(value: Any) -> SplitResult:
     return parts
 
 
+def is_confidential(parts: SplitResult) -> bool:
+    """Say whether nobody between can read what is sent to an address: by https, or on this machine."""
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
+
+
 def _brand(value: Any) -> str:
     parts = _address(value)
     plain = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
     if not plain or not parts.hostname:
         raise _Wrong('must be the brand\'s address alone, like "https://v4-api.deepcall.com"')
-    local = parts.hostname in ("127.0.0.1", "localhost", "::1", "sandbox")
-    if parts.scheme != "https" and not (parts.scheme == "http" and local):
+    if not (is_confidential(parts) or (parts.scheme == "http" and parts.hostname == "sandbox")):
         raise _Wrong("must begin with https:// (http:// is for a sandbox on this machine only)")
     return str(value).rstrip("/")
 
@@ -264,17 +268,14 @@ def _algorithms(value: Any) -> tuple[str, ...]:
 
 def _jwks_url(value: Any) -> str:
     parts = _address(value)
-    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-    if value and not (parts.scheme == "https" or (parts.scheme == "http" and local)):
+    if value and not is_confidential(parts):
         raise _Wrong("must begin with https://")
     return str(value)
 
 
 def _oidc_issuer(value: Any) -> str:
     parts = _address(value)
-    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-    known = parts.scheme == "https" or (parts.scheme == "http" and local)
-    if value and (not known or not parts.hostname or parts.query or parts.fragment or parts.username):
+    if value and (not is_confidential(parts) or not parts.hostname or parts.query or parts.fragment or parts.username):
         raise _Wrong('must be an address like "https://sso.example.com/realms/ops" (http:// is for this machine only)')
     return str(value)
 
@@ -296,9 +297,8 @@ def _public_url(value: Any) -> str:
     if value == "":
         return ""
     parts = _address(value)
-    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
     plain = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
-    if not plain or not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
+    if not plain or not parts.hostname or not is_confidential(parts):
         raise _Wrong('must be an address without a path, like "https://console.internal" (http:// is for this machine only)')
     return f"{parts.scheme}://{parts.netloc.lower()}"
 

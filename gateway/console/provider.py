@@ -19,7 +19,7 @@ from urllib.parse import quote_plus, urlsplit
 import httpx
 import msgspec
 
-from gateway.config import Oidc
+from gateway.config import Oidc, is_confidential
 from gateway.jwks import Jwks, JwksSettings
 from gateway.model import Secret
 from gateway.tokens import KeySet
@@ -115,8 +115,7 @@ def _endpoint(oidc: Oidc, document: Mapping[str, Any], name: str) -> str:
         _ = parts.port
     except ValueError:
         parts = urlsplit("")
-    local = parts.hostname in ("127.0.0.1", "localhost", "::1") and oidc.issuer.startswith("http://")
-    known = parts.scheme == "https" or (parts.scheme == "http" and local)
+    known = is_confidential(parts) and (parts.scheme == "https" or oidc.issuer.startswith("http://"))
     if not known or not parts.hostname or parts.username or parts.fragment:
         raise ProviderFault(f"the discovery document has no {name} that begins with https://")
     return parts.geturl()
