@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 
 _JWKS_SECONDS = 5.0
 _PAUSE_SECONDS = 1.0
-"""What a call takes beside its tries: to be admitted, and to be recorded."""
 
 
 class Application(Starlette):

@@ -24,6 +24,7 @@ from gateway.vault import SecretUnreadable, make_secret_file, read_secret
 _PSEUDONYM_KEY_MIN: Final = 32
 _PLACE_LONGER_MS: Final = 1000
 _LONGER_US: Final = 5_000_000
+"""What a call takes beside its tries: to be admitted, and to be recorded."""
 
 
 def make_policies(settings: Settings, account: str, pseudonyms: Pseudonyms) -> Policies:

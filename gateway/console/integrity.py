@@ -61,11 +61,11 @@ def _checkpoint(visit: Visit) -> dict[str, Any]:
 def _told(review: Review) -> dict[str, Any]:
     told = asdict(review)
     report = told.pop("report")
-    if report is None:
+    if review.report is None:
         return {**told, "verdict": None, "findings": []}
     return {
         **told,
-        "verdict": _VERDICTS[review.report.status] if review.report is not None else None,
+        "verdict": _VERDICTS[review.report.status],
         "records": report["records"],
         "writers": report["writers"],
         "checkpoint_at": report["checkpoint"]["at"] if report["checkpoint"] else None,

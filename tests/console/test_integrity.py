@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import shutil
 import signal
@@ -132,15 +133,12 @@ def test_a_review_whose_process_dies(sealed: Console) -> None:
     (segment,) = archive(sealed).glob("*.jsonl")
     whole = segment.read_bytes()
     visitor = sealed.browser("auditor")
-    # As long as nobody writes, whoever opens a pipe in a segment's place waits.
     segment.unlink()
     segment.write_bytes(whole * 400)
     form = {"csrf": visitor.csrf()}
     assert visitor.send_form("/integrity/verify", form).status_code == 303
     pid = until(lambda: reviewing(sealed), what="the review's process")
     sealed_by = pid[0]
-    import os
-
     os.kill(sealed_by, signal.SIGSTOP)
     assert visitor.send_form("/integrity/verify", form).headers["location"] == "/integrity"
     assert "under way already" in visitor.get("/integrity").text
