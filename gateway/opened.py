@@ -24,7 +24,7 @@ from gateway.ledger.names import KEYS_TAG, Names
 from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import RedisLedger
 from gateway.model import PhoneNumber, Secret
-from gateway.numbers import Pseudonyms, read_number
+from gateway.numbers import Pseudonyms, may_tell, read_number
 from gateway.stores import archive_folder, make_ledger, make_policies, make_registry, read_pseudonym_key
 from gateway.telemetry import make_logger
 from gateway.trail.archive import STATE, Reader
@@ -36,6 +36,7 @@ __all__ = ["Opened", "SecretUnreadable", "UsageError", "WrongField", "change_lim
 _PATIENT_MS: Final = 3000
 _READ_SECONDS: Final = 30.0
 _TRIES: Final = 5
+_WHY_MAX: Final = 200
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -206,6 +207,16 @@ def instant(name: str, text: str | None) -> float | None:
     except ValueError:
         raise WrongField(name, "must be a span like 1h or 7d, or a time like 2030-01-31T12:00:00Z") from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def read_why(text: str | None) -> str:
+    """Return the reason of a change, as it may stand in the trail. Raises: WrongField."""
+    why = (text or "").strip()
+    if not why or len(why) > _WHY_MAX or not why.isprintable():
+        raise WrongField("why", f"give the reason in at most {_WHY_MAX} printable characters; it stands in the audit trail")
+    if may_tell(why):
+        raise WrongField("why", "may hold a telephone number or a key; the audit trail must not")
+    return why
 
 
 def span(text: str) -> float:

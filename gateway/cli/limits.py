@@ -20,7 +20,7 @@ from gateway.limits.change import Order
 from gateway.limits.desk import Desk, list_limits, list_services, open_desk, terms_text
 from gateway.limits.history import read_changes
 from gateway.model import MODES
-from gateway.opened import Opened, UsageError, WrongField
+from gateway.opened import Opened, UsageError, WrongField, read_why
 from gateway.trail.search import Query
 from gateway.trail.story import verdicts
 from gateway.trail.table import change_table, limit_table, show, verdict_table
@@ -226,6 +226,6 @@ def _span(arguments: argparse.Namespace) -> float:
 
 def _why(arguments: argparse.Namespace) -> str:
     try:
-        return change.read_why(arguments.why)
+        return read_why(arguments.why)
     except WrongField as wrong:
         raise UsageError(f"--{wrong}") from None

@@ -11,14 +11,12 @@ from gateway import audit
 from gateway.cli.opened import operator, tell, with_store
 from gateway.ledger.levels import Change
 from gateway.ledger.names import KEYS_TAG
-from gateway.numbers import may_tell
-from gateway.opened import Opened, UsageError, span
+from gateway.opened import Opened, UsageError, WrongField, read_why, span
 from gateway.telemetry import ALL, LEVELS, LIBRARIES, MODULES
 from gateway.trail.table import level_table
 
 _LONGEST_SECONDS: Final = 7 * 86_400
 _SPAN: Final = "1h"
-_WHY_MAX: Final = 200
 _MODULE_HELP: Final = (
     f"one of {', '.join(MODULES)}, or a library: {', '.join(LIBRARIES)}; every one of the gateway's if not given"
 )
@@ -99,12 +97,10 @@ def _module(given: str | None) -> str:
 
 
 def _why(arguments: argparse.Namespace) -> str | None:
-    why: str | None = arguments.why
-    if why is not None and (len(why) > _WHY_MAX or not why.isprintable()):
-        raise UsageError(f"--why: give the reason in at most {_WHY_MAX} printable characters; it stands in the audit trail")
-    if why is not None and may_tell(why):
-        raise UsageError("--why: may hold a telephone number or a key; the audit trail must not")
-    return why
+    try:
+        return read_why(arguments.why) if arguments.why else None
+    except WrongField as wrong:
+        raise UsageError(f"--{wrong}") from None
 
 
 def _row(name: str, live: dict[str, Change], configured: str) -> dict[str, Any]:

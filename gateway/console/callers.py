@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from gateway import keyring
+from gateway.console.pages import sentence
 from gateway.console.visit import Go, Missing, View, Visit
-from gateway.opened import UsageError, span
+from gateway.opened import UsageError, WrongField, read_why, span
 
 _SHOWN_MAX: Final = 200
-_WHY_MAX: Final = 200
 _WAIT_SECONDS: Final = 3.0
 _STATES: Final = ("live", "expired", "revoked")
 _SPANS: Final = ("7d", "30d", "90d", "365d")
@@ -98,6 +98,8 @@ def _named(row: dict[str, Any]) -> str:
 
 
 def _wrong_reason(why: str) -> str:
-    if not why:
-        return "Give the reason; it stands in the audit trail."
-    return f"The reason is longer than {_WHY_MAX} characters." if len(why) > _WHY_MAX else ""
+    try:
+        read_why(why)
+    except WrongField as wrong:
+        return sentence(wrong.told)
+    return ""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from gateway import audit
 from gateway.config import ConfigError
+from gateway.console.pages import sentence
 from gateway.console.visit import Go, Missing, View, Visit
 from gateway.ledger.limits import DRILL, Made
 from gateway.limits import change as changing
@@ -16,7 +17,7 @@ from gateway.limits.desk import Desk, list_limits, list_services, open_desk
 from gateway.limits.history import read_changes, read_refusals
 from gateway.model import MODES
 from gateway.numbers import may_tell
-from gateway.opened import UsageError, WrongField
+from gateway.opened import UsageError, WrongField, read_why
 
 _GUARDS: Final = ("sweep", "repeat")
 _FIRST_MAX: Final = 4
@@ -123,7 +124,7 @@ async def reset(visit: Visit) -> View | Go:
     desk, name = await find_limit(visit)
     subject = visit.form.get("subject", "")
     try:
-        order = _order(visit, name, subject, changing.read_why(visit.form.get("why")))
+        order = _order(visit, name, subject, read_why(visit.form.get("why")))
         made = await changing.make(
             visit.opened, desk.account, lambda found: changing.reset(found, order), {name: visit.form.get("seen", "")}
         )
@@ -223,7 +224,7 @@ async def _wanted(visit: Visit, desk: Desk, name: str) -> _Wanted | View:
             given["subject"] = subject
     except WrongField as wrong:
         faults["subject"] = wrong.told
-    for field, read in (("for", changing.read_span), ("why", changing.read_why)):
+    for field, read in (("for", changing.read_span), ("why", read_why)):
         try:
             found = read(given[field])
             seconds = found if isinstance(found, float) else seconds
@@ -252,7 +253,7 @@ async def _form(visit: Visit, desk: Desk, name: str, given: Mapping[str, str], f
         "services": (await list_services(visit.opened))[:_SUBJECTS_MAX] if policy.by == ("caller",) else [],
         "given": given,
         "faults": {field: told for field, told in (faults or {}).items() if field},
-        "wrong": _sentence((faults or {}).get("", "")),
+        "wrong": sentence((faults or {}).get("", "")),
     }
     return View("limit_change.html", f"Change {name}", data, 400 if faults else 200)
 
@@ -325,10 +326,6 @@ def _order(visit: Visit, name: str, subject: str, why: str) -> Order:
 def whole_number(text: str) -> int | str:
     """Return a whole number that was typed, or the text where it is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else text
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _path(account: str, name: str) -> str:

@@ -29,6 +29,11 @@ def make_templates() -> Environment:
     return templates
 
 
+def sentence(told: str) -> str:
+    """Return what is told in half a line, as a sentence; empty where nothing is."""
+    return f"{told[:1].upper()}{told[1:]}." if told else ""
+
+
 def lasts(seconds: float) -> str:
     """Return how long something lasts, in its largest whole unit: `3 d`, `12 min`."""
     for unit, length in (("d", _DAY_SECONDS), ("h", 3600), ("min", 60)):

@@ -18,10 +18,8 @@ from gateway.document import shown
 from gateway.ledger import limits
 from gateway.ledger.limits import Change, Made
 from gateway.limits.desk import Desk, desk_with, list_services, open_desk, terms_text
-from gateway.numbers import may_tell
 from gateway.opened import Opened, UsageError, WrongField, change_limits, span
 
-WHY_MAX: Final = 200
 _LONGEST_SECONDS: Final = 90 * 86_400
 _TOLD_MAX: Final = 30
 
@@ -166,16 +164,6 @@ def read_span(text: str | None) -> float:
     if not 0 < seconds <= _LONGEST_SECONDS:
         raise WrongField("for", "must be from 1s to 90d; what is to stay longer belongs into the settings")
     return seconds
-
-
-def read_why(text: str | None) -> str:
-    """Return the reason of a change. Raises: WrongField."""
-    why = (text or "").strip()
-    if not why or len(why) > WHY_MAX or not why.isprintable():
-        raise WrongField("why", f"give the reason in at most {WHY_MAX} printable characters; it stands in the audit trail")
-    if may_tell(why):
-        raise WrongField("why", "may hold a telephone number or a key; the audit trail must not")
-    return why
 
 
 def check(desk: Desk, changes: Mapping[str, Change], names: list[str]) -> None:

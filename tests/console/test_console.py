@@ -303,6 +303,9 @@ def test_a_key_is_revoked_for_a_reason(begin: Callable[..., Console]) -> None:
     form = {"csrf": visitor.csrf(), "why": ""}
     answer = visitor.send_form("/callers/crmkeyid00.1/revoke", form)
     assert answer.status_code == 400 and "Give the reason" in answer.text
+    answer = visitor.send_form("/callers/crmkeyid00.1/revoke", {**form, "why": "leaked by 9876543210"})
+    assert answer.status_code == 400 and "telephone number" in answer.text and "9876543210" not in answer.text
+    assert "9876543210" not in json.dumps(console.records())
 
     answer = visitor.send_form("/callers/crmkeyid00.1/revoke", {**form, "why": HOSTILE})
     assert answer.headers["location"] == "/callers/crmkeyid00"
