@@ -22,7 +22,8 @@ _ARGUMENTS = (
 )
 
 
-@pytest.fixture(scope="session")
+# Ends with this directory: Playwright keeps an event loop running in the thread, where `asyncio.run` of later tests cannot have its own.
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     """A browser without a window."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
