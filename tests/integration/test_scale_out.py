@@ -194,7 +194,10 @@ def test_a_cluster_is_resharded_under_load(start: Callable[..., Stack], cluster:
             records = [json.loads(fields[b"r"]) for _, fields in client.xrange("gw:{test}:audit")]
             ends = Counter(record["problem"] for record in records if record["stage"] in ("outcome", "refusal"))
             assert (ends["masking_not_found"], ends["quota_exceeded"]) == (150, 250)
-            closed = Counter(record["intent"] for record in records if record["stage"] in ("outcome", "refusal", "abort"))
+            ended = [record for record in records if record["stage"] in ("outcome", "refusal", "abort")]
+            # Refused at once while Redis is slow, and asked again: it was never put to the ledger, so has no intent.
+            assert {record["problem"] for record in ended if "intent" not in record} <= {"ledger_unavailable"}
+            closed = Counter(record["intent"] for record in ended if "intent" in record)
             assert closed == Counter(f"{r['writer']}-{r['seq']}" for r in records if r["stage"] == "intent")
     shown = stack.cli("limits", "show", "--json").stdout
     assert '"used": 150' in shown
