@@ -1,7 +1,7 @@
 # The official image: its interpreter is built with profile and link-time optimisation, which costs a fifth less CPU a call than
 # one built without (tests/bench/RESULTS.md). Debian's slim, not Alpine: every dependency has a wheel for glibc, so nothing is
-# compiled. A version that is exact, not a digest: give one, `--build-arg PYTHON_IMAGE=python@sha256:…`, where images are mirrored.
-ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+# compiled. The digest is what is pulled, of the index over all architectures; the version before it is for readers.
+ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /build

@@ -21,6 +21,7 @@ SERVICES = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"].startswith("masking-gateway")]
 SETTINGS = config.parse(tomllib.loads(Path("config/compose.toml").read_text()), {})
 CREDENTIAL = "vendor_ssid"
+PINNED = r"\S+:v?\d+\.\d+\.\d+\S*@sha256:[0-9a-f]{64}"
 
 
 def mounts(name):
@@ -73,7 +74,7 @@ def test_every_container_is_confined(name):
     assert not any(source.startswith("/") for source, _, _ in mounts(name))
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert "test" in service["healthcheck"] or service["restart"] == "no"
-    assert re.search(r":v?\d+\.\d+\.\d+", service["image"]) or name in OURS
+    assert re.fullmatch(PINNED, service["image"]) or name in OURS
 
 
 def test_the_image_is_built_once():
@@ -228,6 +229,8 @@ def test_the_image_has_what_it_is_to_have():
     last = text[text.rindex("\nFROM ") :]
 
     assert "USER 10001:10001" in last
+    assert re.search(rf"^ARG PYTHON_IMAGE={PINNED}$", text, re.MULTILINE)
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
     assert all("--require-hashes" in line for line in re.findall(r"install[^\n]*-r [^\n]*", text))
     assert "PIP_ONLY_BINARY=:all:" in text
     assert "apt-get" not in text

@@ -99,7 +99,7 @@ def test_kustomize_builds_it(name, tmp_path):
         if name == "example":
             assert {f"Secret/{secret}" for secret in secrets_of(workload).values()} <= there
         image = container_of(workload)["image"]
-        assert re.search(r":\d+\.\d+\.\d+", image), image
+        assert re.fullmatch(r"masking-gateway:\d+\.\d+\.\d+|\S+:v?\d+\.\d+\.\d+\S*@sha256:[0-9a-f]{64}", image), image
     kinds = {name_of(document) for document in DOCUMENTS["base"] + (DOCUMENTS["example"] if name == "example" else [])}
     assert kinds <= there
 
