@@ -19,6 +19,7 @@ from rich.progress import Progress
 from gateway.cli.opened import operator, read_settings, with_store
 from gateway.config import Settings
 from gateway.embedded import make_folder
+from gateway.errors import Refusal
 from gateway.ledger.connect import FAULTS
 from gateway.ledger.names import KEYS_TAG
 from gateway.opened import Opened, UsageError, instant
@@ -136,7 +137,7 @@ async def _seal_for_ever(sealer: Sealer, log: Logger, stopping: asyncio.Event, a
         try:
             sealed = await sealer.seal()
             broken = ""
-        except FAULTS as error:
+        except (*FAULTS, Refusal) as error:
             if arguments.once:
                 raise
             if broken != type(error).__name__:

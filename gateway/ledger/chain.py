@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import NamedTuple
 
 import msgspec
@@ -66,6 +67,10 @@ class Chain:
     def take_back(self, link: Link) -> None:
         """Forget the newest record: it was not written anywhere."""
         self.seq, self._prev = link.seq, link.prev
+
+    def begun_anew(self) -> Chain:
+        """Return an empty chain under another name: it is not known, or not true, that this one stands in the trail."""
+        return Chain(f"{self.writer.rpartition('-')[0]}-{secrets.token_hex(4)}")
 
 
 def read_tip(tip: bytes | None) -> int:

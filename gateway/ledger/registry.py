@@ -228,14 +228,21 @@ class KeyRegistry:
 
     async def _recorded(self, script: Script, record: Record, keys: Sequence[str], words: Sequence[Any]) -> Any:
         """Run a script that records and may change something; return what it found, None where it did neither."""
-        link = self._chain.link(record)
+        chain, known = self._chain, False
+        link = chain.link(record)
         names = (*self._trail, *keys)
-        told = (self._chain.writer, FIRST, *link_words(link), record.id)
-        status, *found = await self._batch.submit("EVAL", script.text, len(names), *names, *told, *words)
-        if status != b"saved":
-            self._chain.take_back(link)
-            if status != b"stale":
-                raise LedgerDown(status.decode())
+        told = (chain.writer, FIRST, *link_words(link), record.id)
+        try:
+            status, *found = await self._batch.submit("EVAL", script.text, len(names), *names, *told, *words)
+            known = status in (b"saved", b"stale")
+        finally:
+            if not known:
+                # Whether it stands there, or what was before it, nobody knows: under another name nothing hangs on that.
+                self._chain = chain.begun_anew()
+        if not known:
+            raise LedgerDown(status.decode())
+        if status == b"stale":
+            chain.take_back(link)
             return None
         return found[0] if found else 0
 

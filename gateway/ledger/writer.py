@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -360,7 +359,7 @@ class TrailWriter:
         """Go on as another writer: somebody else writes under this name. What nobody took is told again under the new one."""
         self._alarm("trail.forked")
         before, waiting = self.name, list(self._waiting)
-        self._chain = Chain(f"{before.rpartition('-')[0]}-{secrets.token_hex(4)}")
+        self._chain = self._chain.begun_anew()
         self.journal = self.journal.begun_anew(self.name)
         self._waiting.clear()
         self._waiting_bytes, self.taken, self.sealed = 0, -1, -1

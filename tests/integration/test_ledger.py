@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 
 from gateway import config
 from gateway.admission import Policies
-from gateway.audit import Auditor, Record
+from gateway.audit import Auditor, Record, change
 from gateway.errors import Problem, Refusal
 from gateway.ledger import batch as batches
 from gateway.ledger.connect import connect
 from gateway.ledger.journal import Bounds, Journal
 from gateway.ledger.limits import Change
-from gateway.ledger.names import Names
+from gateway.ledger.names import KEYS_TAG, Names
+from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import Away, RedisLedger
 from gateway.model import Admission, Arrival, Attempt, Bindings, Call, Caller, PhoneNumber, Secret
 from gateway.numbers import Pseudonyms
@@ -138,3 +140,41 @@ def test_any_number_of_ended_changes_is_read_and_removed(redis: Redis, tmp_path:
 
     with redis.client() as client:
         assert client.hkeys(NAMES.limits) == [b"caller:crm"]
+
+
+def test_records_go_on_after_one_that_nobody_knows_of(redis: Redis) -> None:
+    """Redis stood still, then lost all it had: what was refused may stand there or not, and what comes next does, once."""
+
+    async def run() -> None:
+        registry = KeyRegistry(connect(config.Redis(url=redis.url), None, read_seconds=None), ("a",), "host-w", 0.3, time.time)
+
+        async def recorded(what: str) -> bool:
+            try:
+                await registry.record(change(what, at=time.time(), request_id=what, account="a", operator="ops"))
+            except Refusal as refusal:
+                assert refusal.problem is Problem.ledger_unavailable
+                return False
+            return True
+
+        async def recorded_in_the_end(what: str) -> None:
+            async with asyncio.timeout(20):
+                while not await recorded(what):
+                    await asyncio.sleep(0.05)
+
+        assert await recorded("first")
+        redis.process.signal(signal.SIGSTOP)
+        assert not await recorded("doubtful")
+        redis.process.signal(signal.SIGCONT)
+        await recorded_in_the_end("second")
+        with redis.client() as client:
+            rows = [msgspec.json.decode(fields[b"r"], type=Record) for _, fields in client.xrange(Names(KEYS_TAG).audit)]
+            client.flushall()
+        assert not await recorded("lost")
+        await recorded_in_the_end("third")
+        await registry.aclose()
+
+        told = [row.change for row in rows]
+        assert (told.count("first"), told.count("second"), told.count("doubtful") <= 1) == (1, 1, True)
+        assert [row.seq for row in rows if row.change == "second"] == [0]
+
+    asyncio.run(run())

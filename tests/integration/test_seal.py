@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import pytest
 from redis.asyncio import Redis as Client
 
 from gateway.audit import Record, rfc3339
+from gateway.cli import seal as commands
+from gateway.errors import Problem, Refusal
 from gateway.ledger.chain import Chain, Link
 from gateway.ledger.names import KEYS_TAG, Names
+from gateway.telemetry import make_logger
 from gateway.trail import archive as archives
 from gateway.trail.archive import Archive, ArchiveError, lines, segments
 from gateway.trail.note import Checkpoint, Signer, verified
@@ -317,6 +321,40 @@ def test_retention_removes_whole_segments_and_says_so(redis: Redis, tmp_path: Pa
         # Nobody else may remove any.
         segments(tmp_path / "x")[0][1].unlink()
         assert stage.status() == 2
+
+    staged(redis, tmp_path / "x", work)
+
+
+def test_a_removal_that_cannot_be_recorded_is_put_off(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis was away for that moment: nothing is removed, the sealer goes on, and removes when it can say so."""
+    monkeypatch.setattr(archives, "SEGMENT_BYTES", 2000)
+    monkeypatch.setattr(commands, "_EVERY_SECONDS", 0.0)
+
+    async def work(stage: Stage) -> None:
+        for _ in range(2):
+            await stage.write(20)
+            await stage.sealer.seal()
+            stage.now += 86_400
+        await stage.write(1, stage="close")
+        stopping, refused, record = asyncio.Event(), [], stage.sealer.record
+
+        async def away(_: Record) -> None:
+            refused.append(segments(tmp_path / "x")[0][0])
+            stage.sealer.record, stage.sealer._looked_at = record, 0.0
+            raise Refusal(Problem.ledger_unavailable)
+
+        def paused() -> float:
+            if segments(tmp_path / "x")[0][0] > 0:
+                stopping.set()
+            return stage.now
+
+        stage.sealer.keep_seconds, stage.sealer._looked_at, stage.sealer.record = 1.5 * 86_400, 0.0, away
+        stage.sealer.clock = lambda: paused() if refused else stage.now
+        async with asyncio.timeout(30):
+            await commands._seal_for_ever(stage.sealer, make_logger("silent"), stopping, Namespace(once=False, beside=None))
+
+        assert refused == [0]
+        assert stage.status() == 0
 
     staged(redis, tmp_path / "x", work)
 
