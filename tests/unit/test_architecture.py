@@ -61,7 +61,9 @@ def test_the_core_reads_no_clock() -> None:
         "pipeline authentication validation admission audit credentials normalisation document numbers keys config errors model"
     )
     for name in core.split():
-        text = Path(f"gateway/{name}.py").read_text()
+        paths = [path for path in MODULES if path.with_suffix("").parts[1] == name]
+        assert paths, name
+        text = "".join(path.read_text() for path in paths)
         for call in ("datetime.now", "utcnow", "time.time", "uuid4", "monotonic()"):
             assert call not in text, (name, call)
 

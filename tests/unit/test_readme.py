@@ -21,8 +21,8 @@ def test_every_setting_is_there_in_order() -> None:
     """The table of settings is the settings."""
     listed = re.findall(r"^\| `([a-z_]+\.[A-Za-z_.0-9]+)` \|", README, re.MULTILINE)
 
-    assert listed == [path for path, _, _ in config.documented()]
-    for _, meaning, _ in config.documented():
+    assert listed == [path for path, _, _ in config.documented(config.Settings)]
+    for _, meaning, _ in config.documented(config.Settings):
         assert meaning in README
 
 
