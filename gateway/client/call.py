@@ -83,6 +83,12 @@ class Call:
     ends_at: float
     """Second of the monotonic clock."""
     tries_max: int
+    key: str
+    """By which the gateway knows the call again."""
+    keyed: bool = True
+    """Whether the next try tells it."""
+    spare: bool = False
+    """Whether it does without where the gateway cannot look the key up: nobody else has the key, and twice does no more."""
     tries: int = 0
     doubtful: bool = False
     """Whether a try may have been carried out without our knowing."""
@@ -95,6 +101,8 @@ class Call:
         self.request_id = request_id
         told = left - min(_WAY_BACK_SECONDS_MAX, left / 10)
         more = {"X-Request-Id": request_id, "X-Request-Timeout-Ms": str(max(1, int(told * 1000)))}
+        if self.keyed:
+            more["Idempotency-Key"] = self.key
         # Half, so that there is time to try elsewhere behind the same name.
         return Request(self.content, {**self.headers, **more}, left, min(_CONNECT_SECONDS_MAX, left / 2))
 
@@ -127,6 +135,8 @@ class Call:
     def _refusal(self, answer: Answer, said: Mapping[str, Any]) -> GatewayError:
         slug = said["error"]
         self.doubtful = self.doubtful or slug in UNKNOWN
+        # Calls go on while Redis is away, but for those with a key.
+        self.keyed = self.keyed and not (slug == "ledger_unavailable" and self.spare and not self.doubtful)
         # What the vendor says of the call settles what became of it.
         settled = said.get("origin") == "vendor" and answer.status < 500
         retryable = said.get("retryable") is True
@@ -169,7 +179,7 @@ class Call:
         # By position: what an exception is made from is what it is pickled by.
         return kind(
             message, slug, status, said.get("code"), retryable, str(said.get("origin", "client")),
-            said.get("field"), said.get("policy"), retry_after, request_id, self.tries, self.headers["Idempotency-Key"],
+            said.get("field"), said.get("policy"), retry_after, request_id, self.tries, self.key,
         )  # fmt: skip
 
 

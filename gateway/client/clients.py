@@ -76,13 +76,15 @@ class _Settings:
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Accept-Encoding": "identity",
-            "Idempotency-Key": str(uuid4()) if idempotency_key is None else checked("idempotency_key", idempotency_key),
         }
         if self.account is not None:
             headers["X-Gateway-Account"] = self.account
         if traceparent is not None:
             headers["traceparent"] = checked("traceparent", traceparent)
-        return Call(content_of(fields), headers, now + self.timeout, self.tries)
+        key = str(uuid4()) if idempotency_key is None else checked("idempotency_key", idempotency_key)
+        # Minutes from now are counted anew each time it is made.
+        spare = idempotency_key is None and "expires_in_minutes" not in fields
+        return Call(content_of(fields), headers, now + self.timeout, self.tries, key, spare=spare)
 
 
 class Client:

@@ -32,6 +32,7 @@ from gateway.client import (
 from gateway.client.call import UNKNOWN
 from gateway.errors import Problem
 from tests.e2e.scripted import Line, ScriptedVendor, answered
+from tests.integration.test_outage import freeze, thaw, warm
 from tests.running import Stack
 
 KEY = "gk_live_7f3k9q2mab_neververyreal"
@@ -250,6 +251,40 @@ def test_it_cannot_be_made_now(start: Callable[..., Stack], ask: Ask) -> None:
     error = refused(Unavailable, lambda: ask(stack.url, stack.key, {"tries": 3}, m1="9876543210"))
 
     assert (error.status, error.error, error.tries, error.retryable) == (502, "upstream_unreachable", 3, True)
+
+
+def test_redis_is_away(start: Callable[..., Stack], ask: Ask) -> None:
+    """A call goes on without its key, if twice does no more and the key is nobody else's; others can be made later."""
+    stack = start()
+    warm(stack)
+    ends, moves = stack.masked(), [stack.masked(), stack.masked()]
+    at = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    freeze(stack)
+    stack.clear_vendor_calls()
+
+    done = [
+        ask(stack.url, stack.key, m1=ends[0], m2=ends[1]),
+        ask(stack.url, stack.key, m1=moves[0][0], m2=moves[0][1], expires_at=at),
+    ]
+    for fields in ({"expires_in_minutes": 30}, {"idempotency_key": f"job-{moves[1][0]}"}):
+        error = refused(Unavailable, lambda: ask(stack.url, stack.key, {"tries": 2}, m1=moves[1][0], m2=moves[1][1], **fields))
+        assert (error.status, error.error, error.tries) == (503, "ledger_unavailable", 2)
+
+    assert [each.operation for each in done] == ["end", "reschedule"]
+    assert len(stack.vendor_calls()) == 2
+    thaw(stack)
+
+
+def test_doubt_keeps_the_key(ask: Ask) -> None:
+    """Once a try may have been made, the next ones tell the key, whatever became of Redis."""
+    away = envelope("ledger_unavailable", status="503 Service Unavailable", retryable=True)
+    with ScriptedVendor(script(Line.reset, away, away, away)) as scripted:
+        error = refused(Unknown, lambda: ask(f"http://127.0.0.1:{scripted.port}", KEY, m1="9876543210"))
+    with ScriptedVendor(script(away)) as sure:
+        refused(Unavailable, lambda: ask(f"http://127.0.0.1:{sure.port}", KEY, {"tries": 3}, m1="9876543210"))
+
+    assert [headers_of(one).get("idempotency-key") for one in scripted.requests] == [error.idempotency_key] * 4
+    assert [headers_of(one).get("idempotency-key") is None for one in sure.requests] == [False, True, True]
 
 
 def test_nobody_is_there(ask: Ask) -> None:
