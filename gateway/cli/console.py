@@ -1,4 +1,4 @@
-"""`gateway console`: serve the console, and issue, list and revoke the keys to it."""
+"""`gateway console`: serve the console, issue, list and revoke the keys to it, and sign people out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gateway.addresses import is_within
 from gateway.cli.opened import operator, tell, with_store
 from gateway.console import keys
 from gateway.console.app import create_console
+from gateway.console.sessions import end_all
 from gateway.opened import Opened, UsageError
 from gateway.server import bind, serve_one
 from gateway.telemetry import make_logger
@@ -39,6 +40,9 @@ def add_console(parser: argparse.ArgumentParser, _: argparse.ArgumentParser) -> 
     command = commands.add_parser("revoke", parents=[configured], help="end a key to the console, and its sessions")
     command.add_argument("key", metavar="NAME|ID")
     command.set_defaults(run=revoke)
+    command = commands.add_parser("sign-out", parents=[configured], help="end all sessions of somebody, however signed in")
+    command.add_argument("who", metavar="WHO", help="as records name them: oidc:ada@example.com")
+    command.set_defaults(run=sign_out)
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -103,6 +107,17 @@ def revoke(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         key = await keys.revoke(opened, arguments.key, operator())
         print(f"revoked {key.key_id} of {key.name}; whoever is signed in with it is so no more")
+        return 0
+
+    return with_store(arguments, work)
+
+
+def sign_out(arguments: argparse.Namespace) -> int:
+    """End all sessions of somebody, with their next request; whether they may sign in anew is another matter."""
+
+    async def work(opened: Opened) -> int:
+        await end_all(opened, arguments.who, operator())
+        print(f"signed out {arguments.who}; to keep them out, revoke their key or take their role away at the provider")
         return 0
 
     return with_store(arguments, work)

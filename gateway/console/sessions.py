@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import secrets
+import time
 from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 
+from gateway.audit import change
 from gateway.config import Console
 from gateway.console.keys import ROLES, Role, key_of
 from gateway.ledger.names import KEYS_TAG
+from gateway.ledger.registry import Changed
+from gateway.opened import Opened, UsageError
 
 _BASE: Final = f"gw:{{{KEYS_TAG}}}:console:session:"
+_ENDED: Final = f"gw:{{{KEYS_TAG}}}:console:ended"
+"""By who somebody is: how often all sessions were ended. A count and no time, since clocks differ."""
+_KINDS: Final = ("console", "oidc")
 _ID_BYTES: Final = 32
 _NOTICE_SECONDS: Final = 60
 _RECENT_MAX: Final = 1000
@@ -30,6 +37,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """Unix seconds."""
     key_id: str | None = None
     """The console key that it rests on, and ends with; None where somebody was proved in another way."""
+    ended_before: int = 0
+    """How often all sessions of this one were ended before it began."""
 
     def may(self, role: Role) -> bool:
         """Say whether it may do what a role may."""
@@ -50,7 +59,8 @@ class Sessions:
     async def begin(self, who: str, role: Role, now: float, key_id: str | None = None) -> str:
         """Sign somebody in, and return the id for the browser. `now`: Unix seconds."""
         identity = secrets.token_urlsafe(_ID_BYTES)
-        session = Session(who=who, role=role, csrf=secrets.token_urlsafe(_ID_BYTES), began_at=now, key_id=key_id)
+        csrf, ended = secrets.token_urlsafe(_ID_BYTES), await self._times_ended(who)
+        session = Session(who=who, role=role, csrf=csrf, began_at=now, key_id=key_id, ended_before=ended)
         await self._client.set(_name(identity), msgspec.json.encode(session), ex=min(self._idle_seconds, self._whole_seconds))
         return identity
 
@@ -61,7 +71,8 @@ class Sessions:
             return None
         session = _read(kept)
         left = session.began_at + self._whole_seconds - now
-        if left <= 0 or not await self._rests_on_a_live_key(session, now):
+        ended = session.ended_before != await self._times_ended(session.who)
+        if left <= 0 or ended or not await self._rests_on_a_live_key(session, now):
             await self.end(identity)
             return None
         await self._client.pexpire(_name(identity), int(min(self._idle_seconds, left) * 1000) + 1)
@@ -92,11 +103,38 @@ class Sessions:
             await self._client.delete(name)
         return left.decode() if left is not None else ""
 
+    async def _times_ended(self, who: str) -> int:
+        return int(await self._client.hget(_ENDED, who) or 0)
+
     async def _rests_on_a_live_key(self, session: Session, now: float) -> bool:
         if session.key_id is None:
             return True
         key = await key_of(self._client, session.key_id)
         return key is not None and key.state(now) == "live"
+
+
+async def end_all(opened: Opened, who: str, operator: str) -> None:
+    """End every session of somebody, named as records do, with its next request.
+
+    Raises: UsageError, Refusal `ledger_unavailable`.
+    """
+    kind, _, name = who.partition(":")
+    if kind not in _KINDS or not name or not who.isprintable():
+        raise UsageError("WHO: name somebody as records do, like oidc:ada@example.com or console:ada")
+    async with opened.client() as client:
+        before = await client.hget(_ENDED, who) or b""
+    record = change(
+        "console.sessions_ended",
+        at=time.time(),
+        request_id=secrets.token_hex(16),
+        account=KEYS_TAG,
+        operator=operator,
+        subject=who,
+    )
+    try:
+        await opened.registry.replace(_ENDED, who, before, str(int(before or 0) + 1).encode(), record)
+    except Changed:
+        raise UsageError("somebody else is ending these sessions; try again") from None
 
 
 class Recent:

@@ -203,6 +203,26 @@ def test_forms_of_other_sites_do_nothing(console: Console, visitors: dict[str | 
     assert visitor.get("/callers/dialkeyid0.json").json()["rows"][0]["state"] == "live"
 
 
+def test_somebody_is_signed_out_everywhere(begin: Callable[..., Console]) -> None:
+    """All sessions of one are over with their next request, nobody else's, and it is recorded; signing in anew is free."""
+    console = begin()
+    ada, bob = console.issue("ada", "operator"), console.issue("bob", "auditor")
+    browsers = [console.browser() for _ in range(3)]
+    for browser, key in zip(browsers, (ada, ada, bob), strict=True):
+        assert browser.sign_in(key).status_code == 303
+
+    console.cli("console", "sign-out", "console:ada")
+
+    assert [browser.get("/callers").status_code for browser in browsers] == [303, 303, 200]
+    assert browsers[0].sign_in(ada).status_code == 303
+    assert browsers[0].get("/callers").status_code == 200
+    console.cli("console", "sign-out", "console:ada")
+    assert browsers[0].get("/callers").status_code == 303
+    told = [record for record in console.records() if record.get("change") == "console.sessions_ended"]
+    assert [(record["subject"], record["account"]) for record in told] == [("console:ada", ":keys")] * 2
+    assert "oidc:ada@example.com" in console.cli("console", "sign-out", "ada", check=False).stderr
+
+
 @pytest.mark.parametrize("token", [None, "", "x" * 43])
 def test_forms_need_the_sessions_own_token(console: Console, visitors: dict[str | None, Visitor], token: str | None) -> None:
     """Not none, not an empty one, not another session's."""

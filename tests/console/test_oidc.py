@@ -528,6 +528,17 @@ def test_a_session_by_the_provider_ends(console: Console, provider: Provider) ->
     assert visitor.get("/callers").status_code == 303
 
 
+def test_somebody_who_left_is_signed_out(console: Console, provider: Provider) -> None:
+    """By the name that records have, before the session's time is over."""
+    visitor = console.browser()
+    assert sign_in(console, provider, visitor).status_code == 200
+    assert visitor.get("/callers").status_code == 200
+
+    console.cli("console", "sign-out", told(console)["operator"])
+
+    assert visitor.get("/callers").status_code == 303
+
+
 def test_behind_https_the_cookie_is_the_hosts(tmp_path: Path, begin: Callable[..., Console]) -> None:
     """Also that of a sign-in under way."""
     with Provider() as provider:
