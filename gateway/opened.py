@@ -19,7 +19,7 @@ from gateway.audit import search
 from gateway.config import SecretReference, Settings
 from gateway.errors import Complaint
 from gateway.ledger import limits
-from gateway.ledger.connect import opened as opened_client
+from gateway.ledger.connect import connect, refusing
 from gateway.ledger.names import KEYS_TAG, Names
 from gateway.ledger.registry import KeyRegistry
 from gateway.ledger.store import RedisLedger
@@ -146,11 +146,19 @@ class Opened:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Any]:
-        """Open a connection to Redis without the short time-outs of the hot path. Raises: Refusal `ledger_unavailable`."""
+        """Lend a client of Redis, the same to all who ask, without the short time-outs of the hot path.
+
+        Raises: SecretUnreadable; Refusal `ledger_unavailable` in place of redis-py's errors.
+        """
+        with refusing():
+            yield self._client
+
+    @cached_property
+    def _client(self) -> Any:
         redis = self.settings.redis
-        password = read_secret(redis.password, os.environ) if redis.password else None
-        async with opened_client(redis, password, read_seconds=_READ_SECONDS) as client:
-            yield client
+        connection = connect(redis, self.secret(redis.password) if redis.password else None, read_seconds=_READ_SECONDS)
+        self.stack.push_async_callback(connection.aclose)
+        return connection.client
 
     @cached_property
     def reader(self) -> Reader | None:

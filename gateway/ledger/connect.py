@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -139,15 +139,23 @@ def _direct(client: Redis) -> Redis:
 
 @asynccontextmanager
 async def opened(settings: Settings, password: Secret | None, *, read_seconds: float) -> AsyncIterator[Any]:
-    """Open a client for a command. Raises: Refusal `ledger_unavailable` in place of redis-py's errors."""
+    """Open a client for a command. Raises: as `refusing`."""
     connection = connect(settings, password, read_seconds=read_seconds)
     try:
-        yield connection.client
-    except (RedisError, OSError) as error:
-        # Its text may hold the address and the user.
-        raise Refusal(Problem.ledger_unavailable, error=type(error).__name__) from None
+        with refusing():
+            yield connection.client
     finally:
         await connection.aclose()
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Raise Refusal `ledger_unavailable` in place of redis-py's errors."""
+    try:
+        yield
+    except FAULTS as error:
+        # Its text may hold the address and the user.
+        raise Refusal(Problem.ledger_unavailable, error=type(error).__name__) from None
 
 
 def pairs(raw: Any) -> list[tuple[bytes, bytes]]:
