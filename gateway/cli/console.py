@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 
 from gateway.addresses import is_within
@@ -11,8 +12,10 @@ from gateway.cli.opened import operator, tell, with_store
 from gateway.console import keys
 from gateway.console.app import create_console
 from gateway.console.sessions import end_all
+from gateway.console.tops import prepare
 from gateway.opened import Opened, UsageError
 from gateway.server import bind, serve_one
+from gateway.stores import archive_folder
 from gateway.telemetry import make_logger
 from gateway.trail.table import minute, text_table
 
@@ -62,6 +65,7 @@ def serve(arguments: argparse.Namespace) -> int:
         address, port = listener.getsockname()[:2]
         log = make_logger(settings.log.level)
         log.info("console.listening", address=f"http://{address}:{port}")
+        prepare(archive_folder(settings, os.environ))
         try:
             await serve_one(create_console(settings, opened.folder, log, port), listener, settings.server)
         finally:

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from gateway.audit import unix_seconds
-from gateway.console.verifier import Review, believed_key
+from gateway.console.pages import sentence
+from gateway.console.signed import believed_key, read_signed
+from gateway.console.verifier import Review
 from gateway.console.visit import Go, View, Visit
-from gateway.opened import UsageError
-from gateway.trail.archive import CHECKPOINT, segments
-from gateway.trail.note import Checkpoint, NoteError, verified
+from gateway.trail.archive import segments
 
 _LATE_SECONDS: Final = 60.0
 """A sealer signs every few seconds while there is something to seal, and writers write every 30 s."""
@@ -44,17 +44,16 @@ def _checkpoint(visit: Visit) -> dict[str, Any]:
     folder = visit.opened.sealed.folder
     files = [path.stat().st_size for _, path in segments(folder)]
     told: dict[str, Any] = {"segments": len(files), "bytes": sum(files), "note": "", "fault": ""}
-    try:
-        key, own = believed_key(visit.opened.settings, folder)
-        note = (folder / CHECKPOINT).read_text(encoding="utf-8")
-        found = Checkpoint.parse(verified(note, key))
-    except (NoteError, OSError, UnicodeDecodeError, UsageError) as error:
-        return {**told, "fault": error.strerror if isinstance(error, OSError) else str(error)}
+    signed = read_signed(visit.opened.settings, folder)
+    found = signed.checkpoint
+    if signed.fault or found is None:
+        return {**told, "fault": sentence(signed.told)}
     at = unix_seconds(found.at)
     age = visit.now - at
     return {
-        **told, "note": note, "signer": str(key), "by_own_key": own, "origin": found.origin, "records": found.size,
-        "root": found.root.hex(), "at": at, "age_seconds": age, "late": age > _LATE_SECONDS, "writers": len(found.tips),
+        **told, "note": signed.note, "signer": str(signed.key), "by_own_key": signed.by_own_key, "origin": found.origin,
+        "records": found.size, "root": found.root.hex(), "at": at, "age_seconds": age, "late": age > _LATE_SECONDS,
+        "writers": len(found.tips),
     }  # fmt: skip
 
 

@@ -6,20 +6,18 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
-from functools import lru_cache
-from threading import Lock
 from typing import Any, Final
 
 from gateway.audit import REPLAYED, chained, unix_seconds
 from gateway.console.audit import LIVE_MAX, href, numbers, on_trail
-from gateway.console.verifier import believed_key
+from gateway.console.signed import read_signed
+from gateway.console.tops import tops_of
 from gateway.console.visit import Download, Missing, View, Visit
 from gateway.ledger.names import KEYS_TAG
 from gateway.opened import Opened, UsageError
-from gateway.trail.archive import CHECKPOINT, Reader
+from gateway.trail.archive import Reader
 from gateway.trail.export.reading import usual_and_odd
-from gateway.trail.note import Checkpoint, NoteError, verified
-from gateway.trail.prove import ProofError, prove_found
+from gateway.trail.prove import ProofError
 from gateway.trail.search import Row, Trail
 from gateway.trail.story import Chapter, Story, teller, verdicts
 
@@ -39,19 +37,6 @@ _LIVED: Final = {
 }
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _NAME_MAX: Final = 80
-
-
-class _Tops:
-    """Hashes of one archive's tree that proofs have in common; made by the first proof, and added to."""
-
-    def __init__(self) -> None:
-        self.hashes = bytearray()
-        self.lock = Lock()
-
-
-@lru_cache(maxsize=4)
-def _tops(_: str) -> _Tops:
-    return _Tops()
 
 
 async def page(visit: Visit) -> View:
@@ -91,7 +76,8 @@ async def proof(visit: Visit) -> Download:
     name = visit.path["record"]
     (_, sealing), _ = await _told(visit)
     if sealing["proof"] is None:
-        raise UsageError(f"there is no proof of it yet: {sealing['wrong'] or 'it is not sealed yet; try again in a few seconds'}")
+        soon = "proofs are being prepared" if sealing["preparing"] else "it is not sealed yet"
+        raise UsageError(f"there is no proof of it yet: {sealing['wrong'] or f'{soon}; try again in a few seconds'}")
     text = json.dumps(sealing["proof"], indent=1).encode()
 
     async def parts(_: Opened) -> AsyncIterator[bytes]:
@@ -120,48 +106,30 @@ async def _sealing(story: Story, reader: Reader | None, visit: Visit) -> dict[st
     told: dict[str, Any] = {
         "state": "none" if reader is None else state,
         "checkpoint": None, "proof": None, "steps": 0, "paths": [], "wrong": "", "age_seconds": None, "late": False, "key": "",
+        "preparing": False,
     }  # fmt: skip
     if reader is None:
         return told
-    try:
-        note = (reader.folder / CHECKPOINT).read_text(encoding="utf-8")
-        checkpoint = Checkpoint.parse(note.rpartition("\n\n")[0])
-        told["checkpoint"] = {
-            "size": checkpoint.size,
-            "root": checkpoint.root.hex(),
-            "at": checkpoint.at,
-            "origin": checkpoint.origin,
-        }
-        told["age_seconds"] = max(0.0, visit.now - unix_seconds(checkpoint.at))
-        told["late"] = told["age_seconds"] > _SOON_SECONDS
-        key, _ = believed_key(visit.opened.settings, reader.folder)
-        told["key"] = str(key)
-        verified(note, key)
-    except FileNotFoundError as error:
-        told["wrong"] = "there is no signed checkpoint yet" if told["checkpoint"] is None else f"{error.filename} is not there"
-    except (NoteError, UsageError, ValueError) as error:
-        told["wrong"] = f"the checkpoint does not hold: {error}"
-    signed = [place for place in where if told["checkpoint"] is not None and place[0] < told["checkpoint"]["size"]]
+    seen = read_signed(visit.opened.settings, reader.folder)
+    found = seen.checkpoint
+    told["key"] = str(seen.key or "")
+    told["wrong"] = seen.told
+    if found is not None:
+        age = max(0.0, visit.now - unix_seconds(found.at))
+        told["checkpoint"] = {"size": found.size, "root": found.root.hex(), "at": found.at, "origin": found.origin}
+        told |= {"age_seconds": age, "late": age > _SOON_SECONDS}
+    signed = [place for place in where if found is not None and place[0] < found.size]
     if len(signed) < len(where) and told["state"] == "sealed":
         told["state"] = "partly" if signed else "waiting"
-    if signed:
+    tops = tops_of(reader.folder, reader.state.id)
+    told["preparing"] = bool(signed) and not tops.near(reader.state.size)
+    if signed and not told["preparing"]:
         try:
-            told["proof"] = await asyncio.to_thread(_proved, reader, signed)
+            told["proof"] = await asyncio.to_thread(tops.prove, reader, signed)
             told["paths"] = [{"place": row["place"], "steps": row["proof"]} for row in told["proof"]["records"]]
         except ProofError as error:
             told["wrong"] = f"{error}"
     return told
-
-
-def _proved(reader: Reader, where: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    tops = _tops(reader.state.id)
-    with tops.lock:
-        try:
-            return prove_found(reader, where, tops.hashes)
-        except ProofError:
-            # They may be of a file that was mended since.
-            tops.hashes.clear()
-            raise
 
 
 def _usual(row: Row) -> Row:

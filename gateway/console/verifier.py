@@ -10,10 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
-from gateway.config import Settings
-from gateway.opened import UsageError
-from gateway.trail.archive import PUBLIC_KEY
-from gateway.trail.note import NoteError, PublicKey
+from gateway.trail.note import PublicKey
 from gateway.trail.verify import Report, verify
 
 _PROCESSES: Final = multiprocessing.get_context("spawn")
@@ -62,19 +59,6 @@ class Verifier:
         self.review = Review(who, time.time(), by_own_key, older is not None)
         asyncio.get_running_loop().add_reader(hears, _hear, hears, self.review)
         return True
-
-
-def believed_key(settings: Settings, folder: Path) -> tuple[PublicKey, bool]:
-    """Return the key that says whether an archive is the sealer's, and whether it is the archive's own. Raises: UsageError."""
-    given = settings.console.public_key
-    try:
-        if given and not Path(given).is_file():
-            return PublicKey.parse(given), False
-        path = Path(given) if given else folder / PUBLIC_KEY
-        return PublicKey.parse(path.read_text(encoding="utf-8")), not given
-    except (NoteError, OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{'console.public_key' if given else folder / PUBLIC_KEY}: cannot be read: {reason}") from None
 
 
 def _hear(hears: Connection, review: Review) -> None:

@@ -48,6 +48,11 @@ class Leaves:
         self.size = os.fstat(self._file.fileno()).st_size // HASH_BYTES
         """Whole leaves that were there when it was opened."""
 
+    @staticmethod
+    def held(tops: bytearray) -> int:
+        """Return how many leaves the hashes that are kept are of."""
+        return len(tops) // HASH_BYTES * _CHUNK
+
     def __enter__(self) -> Self:
         """Return itself."""
         return self
@@ -83,7 +88,7 @@ class Leaves:
 
     @cached_property
     def _whole(self) -> bytes:
-        whole, known = self.size - self.size % _CHUNK, len(self._kept) // HASH_BYTES * _CHUNK
+        whole, known = self.size - self.size % _CHUNK, self.held(self._kept)
         for chunk in self.chunks(whole, known):
             self._kept += _climb(chunk, 0)[1]
         return bytes(self._kept[: whole // _CHUNK * HASH_BYTES])

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from gateway.audit import Head, Record, chained, rfc3339, unix_seconds
+from gateway.console.pages import make_templates
 from gateway.ledger.chain import Chain
 from gateway.ledger.names import Names
 from gateway.trail.archive import Archive
@@ -259,6 +260,21 @@ def test_what_was_altered_is_not_called_proved(begin: Callable[..., Console]) ->
     (archive / "checkpoint").write_text(note.replace("masking-gateway\n", "masking-gateway\n", 1).replace("at 20", "at 30", 1))
     page = visitor.get("/audit/beat-1").text
     assert "not proved" in page and "the checkpoint does not hold" in page
+
+
+def test_a_proof_that_is_being_prepared_is_told_of(begin: Callable[..., Console]) -> None:
+    """In place of a proof, without calling anything unproved."""
+    console = begin()
+    written(console, Record(stage="beat", at=rfc3339(time.time()), account="main", request_id="beat"))
+    console.seal()
+    data = told(console.browser("auditor"), "/audit/beat")
+    data["sealing"] |= {"preparing": True, "proof": None, "paths": []}
+
+    around = {"title": "", "session": None, "notice": "", "navigation": (), "path": "", "static": "", "version": "", "now": 0.0}
+    page = make_templates().get_template("story.html").render(**data, **around)
+
+    assert "proof in a moment" in page
+    assert "sealed and proved" not in page and "not proved" not in page
 
 
 def test_an_unknown_id(visitor: Visitor) -> None:

@@ -12,13 +12,18 @@ import msgspec
 import pytest
 
 from gateway.audit import Record, chained, rfc3339, unix_seconds
+from gateway.console import tops
 from gateway.trail import archive
 from gateway.trail import prove as proving
 from gateway.trail.archive import Archive, segment_name
+from gateway.trail.index import Query
 from gateway.trail.merkle import inclusion, root_of
 from gateway.trail.note import Checkpoint, Signer
 from gateway.trail.prove import Leaves, ProofError, check_proof, prove
 from gateway.trail.verify import KEPT, Report, verify
+from tests.bench.pages import sign
+from tests.bench.search import build
+from tests.running import until
 
 NOON = unix_seconds("2030-01-31T12:00:00.000Z")
 SIGNER = Signer("trail.example", b"s" * 32)
@@ -731,3 +736,27 @@ def test_a_proof_that_is_none(sealed: Path, change: Callable[[dict[str, object]]
     with pytest.raises(ProofError, match=reason) as raised:
         check_proof(change(document), KEY)
     assert str(raised.value).isprintable()
+
+
+def test_what_proofs_have_in_common_is_made_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for much of it; a proof is the same with it, and what stops it is told by the proof."""
+    sealed = tmp_path / "archive"
+    build(sealed, 101)
+    sign(sealed)
+    monkeypatch.setattr(proving, "_CHUNK", 2)
+    monkeypatch.setattr(tops, "_LEAVES_MAX", 0)
+    with archive.Reader(sealed) as reader:
+        size, made = reader.state.size, tops.Tops(sealed)
+        where = reader.index.find(Query(), limit=3)
+
+        assert not made.near(size)
+        until(lambda: made.near(size), what="the hashes")
+        assert Leaves.held(made._hashes) == size - size % 2
+        assert made.prove(reader, where) == proving.prove_found(reader, where)
+
+        (sealed / archive.HASHES).rename(sealed / "elsewhere")
+        missing = tops.Tops(sealed)
+        assert not missing.near(size)
+        until(lambda: missing.near(size), what="the end of trying")
+        with pytest.raises(OSError, match=archive.HASHES):
+            missing.prove(reader, where)
