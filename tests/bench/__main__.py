@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from gateway.ledger.store import _ADMIT
-from tests.running import Process, Redis, until
+from tests.running import Process, Redis, free_port, until
 
 HERE = Path(__file__).parent
 KEY = "bench-key-0123456789abcdef"
@@ -50,12 +50,6 @@ class Peer:
     pid: int
     port: int
     key: str
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listening(port: int, process: Process) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -36,15 +35,10 @@ from tests.console.provider import (
     unsigned,
 )
 from tests.console.running import HOSTILE, Console, Visitor
+from tests.running import free_port
 
 ROLES = """auditor = ["console-auditors"]
 operator = ["console-operators", "on-call"]"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def settings(folder: Path, provider: Provider, more: str = "") -> dict[str, Any]:

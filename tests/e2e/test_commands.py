@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.e2e.test_main_job import assert_refused
-from tests.running import VENDOR_SSID, Process, Stack, until
+from tests.running import VENDOR_SSID, Process, Stack, free_port, until
 
 
 def gateway(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -22,12 +22,6 @@ def gateway(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gateway", *words], capture_output=True, text=True, timeout=90, env={**clean, **environ}
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_demo_makes_its_round_trip(tmp_path: Path) -> None:
