@@ -167,7 +167,7 @@ def chained(record: bytes) -> bytes:
     return sha256(b"\x00" + record).digest()
 
 
-_TOLD = re.compile(r"([^:=]+)(?::(m1|m2|mask))?=(\d+)/(\d+)([!?]?)(\d*)")
+_TOLD = re.compile(r"([^:=]+)(?::(m1|m2|mask))?=(\d{1,15})/(\d{1,15})([!?]?)(\d{0,9})")
 _FIELDS = frozenset(("m1", "m2", "mask", "expiry_time", "expiry_duration", "ssid", "userId", "token"))
 
 

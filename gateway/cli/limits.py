@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.cli.candidate import read_candidate
-from gateway.cli.opened import operator, tell, with_store
+from gateway.cli.opened import operator, tell, warn_of_what_is_elsewhere, with_store
 from gateway.cli.replay import add_replay
 from gateway.config import ConfigError
 from gateway.document import shown
@@ -164,6 +164,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _history(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
+        await warn_of_what_is_elsewhere(opened)
         async with opened.trail(opened.accounts(arguments.account)) as trail:
             read = await read_changes(trail)
         tell(sorted(read.rows, key=lambda row: row["at"]), change_table, as_json=arguments.json)
@@ -174,6 +175,7 @@ def _history(arguments: argparse.Namespace) -> int:
 
 def _explain(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
+        await warn_of_what_is_elsewhere(opened)
         async with opened.trail(opened.accounts(None)) as trail:
             records = [row async for row in trail.search(Query(request_id=arguments.request_id))]
         if not records:

@@ -60,6 +60,16 @@ def operator() -> str:
         return f"uid {os.getuid()}"
 
 
+async def warn_of_what_is_elsewhere(opened: Opened) -> None:
+    """Say where what is read is not all there is: something is sealed, and not on this machine."""
+    if opened.reader is None and await opened.registry.checkpoint() is not None:
+        print(
+            "gateway: the sealed trail is not here, so this is only what Redis still has (audit.stream_hours); run it where "
+            "the sealer is, or set audit.archive",
+            file=sys.stderr,
+        )
+
+
 def read_settings(arguments: argparse.Namespace, *, beside_demo: bool = False) -> tuple[Settings, Path]:
     """Return the settings and the file they are in. Raises: ConfigError, UsageError."""
     path = config_path(arguments, beside_demo=beside_demo)

@@ -28,7 +28,7 @@ from gateway.config import Settings
 from gateway.console.oidc import SIGN_IN_SECONDS
 from gateway.console.pages import make_templates
 from gateway.console.routes import NAVIGATION, ROUTES
-from gateway.console.sessions import Recent, Session, Sessions
+from gateway.console.sessions import Recent, Session, Sessions, known_id
 from gateway.console.signing import HOME
 from gateway.console.verifier import Verifier
 from gateway.console.visit import Download, Go, Missing, Route, View, Visit
@@ -134,7 +134,7 @@ class _Desk:
 
     def _endpoint(self, route: Route, *, as_json: bool) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            asked = _Asked(request, as_json, request.cookies.get(self._cookie, ""))
+            asked = _Asked(request, as_json, known_id(request.cookies.get(self._cookie, "")))
             try:
                 async with asyncio.timeout(_PAGE_SECONDS):
                     return await self._answer(route, asked)
@@ -151,10 +151,18 @@ class _Desk:
         return answer
 
     async def _answer(self, route: Route, asked: _Asked) -> Response:
+        # Before anything is opened for it: whoever sends it slowly holds nothing but its own connection.
+        form = {}
+        if asked.request.method == "POST":
+            try:
+                self._check_origin(asked.request)
+                form = await _form(asked.request)
+            except _Denied as denied:
+                return self._page(asked, None, _denied_view(denied), "")
         async with opening(self._settings, self._folder) as opened:
             session, away = await self._signed_in(route, opened, asked.identity)
             try:
-                made = await self._made(route, asked, opened, session, redis_away=away)
+                made = await self._made(route, asked, opened, session, form, redis_away=away)
             except _Denied as denied:
                 made = _denied_view(denied)
             except Missing as missing:
@@ -171,7 +179,14 @@ class _Desk:
             return self._page(asked, session, made, notice)
 
     async def _made(
-        self, route: Route, asked: _Asked, opened: Opened, session: Session | None, *, redis_away: bool
+        self,
+        route: Route,
+        asked: _Asked,
+        opened: Opened,
+        session: Session | None,
+        form: Mapping[str, str],
+        *,
+        redis_away: bool,
     ) -> View | Go | Download:
         """Return what a page makes, for who may have it. Raises: _Denied, and what pages raise."""
         request = asked.request
@@ -179,12 +194,9 @@ class _Desk:
             return _to_sign_in(asked)
         if route.role is not None and session is not None and not session.may(route.role):
             raise _Denied(403, "Not for your role", f"This needs the role {route.role}; yours is {session.role}.")
-        form = {}
-        if request.method == "POST":
-            self._check_origin(request)
-            form = await _form(request)
-            if route.role is not None and session is not None and not _same(form.get("csrf", ""), session.csrf):
-                raise _Denied(403, "This form is no longer good", "Go back, load the page again, and send it once more.")
+        signed_in = route.role is not None and session is not None
+        if request.method == "POST" and signed_in and not _same(form.get("csrf", ""), session.csrf if session else ""):
+            raise _Denied(403, "This form is no longer good", "Go back, load the page again, and send it once more.")
         query, source = dict(request.query_params), self._source(request)
         under_way = request.cookies.get(self._under_way, "")
         visit = Visit(

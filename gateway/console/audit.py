@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, get_args
@@ -23,7 +23,7 @@ from gateway.model import NUMBER_FIELDS
 from gateway.opened import Opened, UsageError, instant
 from gateway.trail.archive import ArchiveError, Reader
 from gateway.trail.export import FORMATS, Format, written
-from gateway.trail.export.reading import usual_and_odd
+from gateway.trail.export.reading import usual
 from gateway.trail.index import BrokenIndex
 from gateway.trail.search import Found, Page, Query, Row, Trail
 
@@ -74,7 +74,7 @@ async def page(visit: Visit) -> View:
     if sought.wrong:
         return _view(visit, sought, None, [])
     if sought.query.pseudonyms:
-        await _record_link(visit, sought.query.pseudonyms[0])
+        await _record_link(visit, sought.query.pseudonyms)
     older, newer = visit.query.get("older") or None, visit.query.get("newer") or None
     try:
         found, missing = await _page(visit, sought, older, newer)
@@ -102,7 +102,7 @@ async def search(visit: Visit) -> View | Go:
         return _view(visit, sought, None, [])
     if typed:
         pseudonyms = await visit.opened.search_number("number", typed, visit.who, visit.source or None)
-        await _note(visit, pseudonyms[0])
+        await _note(visit, pseudonyms)
         sought.values["pseudonyms"] = ".".join(pseudonyms)
     return Go(sought.link())
 
@@ -115,9 +115,8 @@ async def download(visit: Visit) -> Download:
     sought = _read(visit.opened, visit.query)
     if sought.wrong:
         raise UsageError("; ".join(f"{field}: {message.rstrip('.')}" for field, message in sought.wrong.items()))
-    if sought.query.pseudonyms:
-        told: dict[str, Any] = {"source": visit.source or None, "why": f"as a file, {name}"}
-        await visit.opened.record_search(sought.query.pseudonyms[0], visit.who, **told)
+    for pseudonym in sought.query.pseudonyms:
+        await visit.opened.record_search(pseudonym, visit.who, source=visit.source or None, why=f"as a file, {name}")
     # What cannot be had is told now: a file that ends early looks whole to many programs.
     _, missing = await _page(visit, sought, None, None)
     if missing:
@@ -156,8 +155,8 @@ async def on_trail(
 
 
 def row_of(found: Found) -> dict[str, Any]:
-    """Return what a line of the list tells of a record. Whoever could write to Redis may have written it."""
-    told, _ = usual_and_odd(found.row)
+    """Return what a line of the list tells of a record."""
+    told = usual(found.row)
     how = told.get("problem") or told.get("result") or ""
     return {
         "id": f"{found.row['writer']}-{found.row['seq']}",
@@ -254,22 +253,26 @@ def _unsealed(error: Exception) -> str:
     return f"The sealed trail cannot be read, and what only it has is missing here: {error}."
 
 
-async def _record_link(visit: Visit, pseudonym: str) -> None:
-    """Record a search by an address that names a pseudonym, once a session. Raises: Refusal, UsageError."""
+async def _record_link(visit: Visit, pseudonyms: Sequence[str]) -> None:
+    """Record a search by an address that names pseudonyms, each once a session. Raises: Refusal, UsageError.
+
+    Whoever made the address may have put together what is not of one number.
+    """
     if visit.redis_away:
         raise UsageError("Redis does not answer, so a search for a number cannot be recorded, and is not made")
     assert visit.session is not None
-    async with visit.opened.client() as client:
-        if await Sessions(client, visit.opened.settings.console).has_searched(visit.session, pseudonym):
-            return
-    await visit.opened.record_search(pseudonym, visit.who, source=visit.source or None, why="by a link")
-    await _note(visit, pseudonym)
+    for pseudonym in pseudonyms:
+        async with visit.opened.client() as client:
+            if await Sessions(client, visit.opened.settings.console).has_searched(visit.session, pseudonym):
+                continue
+        await visit.opened.record_search(pseudonym, visit.who, source=visit.source or None, why="by a link")
+        await _note(visit, (pseudonym,))
 
 
-async def _note(visit: Visit, pseudonym: str) -> None:
+async def _note(visit: Visit, pseudonyms: Sequence[str]) -> None:
     assert visit.session is not None
     async with visit.opened.client() as client:
-        await Sessions(client, visit.opened.settings.console).note_search(visit.session, pseudonym)
+        await Sessions(client, visit.opened.settings.console).note_searches(visit.session, pseudonyms)
 
 
 async def _parts(sought: _Sought, write: Format, opened: Opened) -> AsyncIterator[bytes]:
@@ -277,7 +280,7 @@ async def _parts(sought: _Sought, write: Format, opened: Opened) -> AsyncIterato
     left, older = _FILE_MAX, None
     async with opened.trail(sought.trails) as trail:
         while left > 0:
-            page = await trail.page(sought.query, min(left, _FILE_AT_ONCE), older)
+            page = await trail.page(sought.query, min(left, _FILE_AT_ONCE), older, live_max=LIVE_MAX)
             left -= len(page.found)
             yield written(write, [one.record for one in reversed(page.found)])[0]
             if (older := page.older) is None:
@@ -318,7 +321,7 @@ def _number_of(sought: _Sought, found: Page | None) -> dict[str, str | None] | N
         return None
     pseudonyms = sought.values["pseudonyms"].split(".")
     for one in found.found if found is not None else ():
-        for number in numbers(usual_and_odd(one.row)[0]):
+        for number in numbers(usual(one.row)):
             if number["pseudonym"] in pseudonyms:
                 return number
     return {"field": None, "country": None, "last2": None, "pseudonym": pseudonyms[0]}

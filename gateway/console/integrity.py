@@ -31,11 +31,12 @@ async def integrity(visit: Visit) -> View:
 async def verify(visit: Visit) -> Go:
     """Begin to verify the whole trail. Changes nothing, so whoever may look may do it; who did is recorded."""
     folder = visit.opened.sealed.folder
+    if visit.verifier.is_busy:
+        return Go("/integrity", "A review is under way already; this is it.")
     key, own = believed_key(visit.opened.settings, folder)
     older = visit.form.get("older", "").replace("\r\n", "\n")
-    if not visit.verifier.begin(visit.who, folder, key, by_own_key=own, older=older if older.strip() else None):
-        return Go("/integrity", "A review is under way already; this is it.")
     await visit.record("trail.review_began")
+    visit.verifier.begin(visit.who, folder, key, by_own_key=own, older=older if older.strip() else None)
     return Go("/integrity", "The review has begun.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -19,6 +20,7 @@ from gateway.model import MODES
 from gateway.numbers import may_tell
 from gateway.opened import UsageError, WrongField, read_why
 
+_PSEUDONYM: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _GUARDS: Final = ("sweep", "repeat")
 _FIRST_MAX: Final = 4
 _SUBJECTS_MAX: Final = 200
@@ -80,7 +82,7 @@ async def limit(visit: Visit) -> View:
 async def change_page(visit: Visit) -> View:
     """Ask for other terms of a limit."""
     desk, name = await find_limit(visit)
-    subject = visit.query.get("subject", "").strip()
+    subject = _shown_subject(visit.query.get("subject", "").strip())
     kept = desk.changed(name).get(subject)
     given = {"subject": subject, "for": "2h", "why": ""} | dict.fromkeys(_TERMS, "")
     given |= {term: str(value) for term, value in (kept.terms if kept else {}).items() if term in _TERMS}
@@ -116,7 +118,7 @@ async def change(visit: Visit) -> View | Go:
 
 async def reset_page(visit: Visit) -> View:
     """Ask whether a change of a limit is to end now."""
-    return await _reset_view(visit, visit.query.get("subject", "").strip())
+    return await _reset_view(visit, _shown_subject(visit.query.get("subject", "").strip()))
 
 
 async def reset(visit: Visit) -> View | Go:
@@ -220,10 +222,14 @@ async def _wanted(visit: Visit, desk: Desk, name: str) -> _Wanted | View:
         if subject:
             services = await list_services(visit.opened)
             subject = changing.read_subject(subject, name, desk.policies.policies()[name], visit.opened, services)
-            # Whatever else is wrong: a number that was typed does not come back in a page.
-            given["subject"] = subject
     except WrongField as wrong:
         faults["subject"] = wrong.told
+    if subject != given["subject"]:
+        # Of a number that was typed the page tells the pseudonym, and how much it was used.
+        pseudonym = subject.rpartition("/")[2]
+        await visit.opened.record_search(pseudonym, visit.who, source=visit.source or None, why=f"for the limit {name}")
+    # Whatever is wrong: a number that was typed does not come back in a page.
+    given["subject"] = _shown_subject(subject)
     for field, read in (("for", changing.read_span), ("why", read_why)):
         try:
             found = read(given[field])
@@ -321,6 +327,11 @@ async def _reset_view(visit: Visit, subject: str, *, fault: str = "", meanwhile:
 
 def _order(visit: Visit, name: str, subject: str, why: str) -> Order:
     return Order(policy=name, subject=subject, operator=visit.who, why=why, source=visit.source or None)
+
+
+def _shown_subject(subject: str) -> str:
+    """Return a subject as a page may tell it: one with a number instead of its pseudonym is left out."""
+    return "" if any(may_tell(part) for part in subject.split("/") if not _PSEUDONYM.fullmatch(part)) else subject
 
 
 def whole_number(text: str) -> int | str:

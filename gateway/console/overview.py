@@ -17,6 +17,7 @@ from gateway.ledger.names import Names
 from gateway.model import SLOTS
 from gateway.slots import is_rejection
 from gateway.trail.archive import ArchiveError, Reader
+from gateway.trail.export.reading import usual
 from gateway.trail.index import BrokenIndex, Query
 from gateway.trail.search import Row, Trail, order
 
@@ -39,16 +40,18 @@ async def overview(visit: Visit) -> View:
     reader, unread = _reader(visit)
     async with visit.opened.client() as client:
         trail = Trail(client, [Names(account).audit for account in accounts], reader)
-        rows = (await trail.page(Query(since=visit.now - seconds), _READ_MAX)).rows
+        page = await trail.page(Query(since=visit.now - seconds), _READ_MAX, live_max=_READ_MAX)
+        rows = [row for one in page.rows if "at" in (row := usual(one))]
         health = [await account_health(client, account) for account in accounts]
         store = await store_health(client)
         lags = {account: await _lag(client, account, reader, visit.now) for account in accounts}
     closing = [row for row in rows if row["stage"] in ("outcome", "refusal", "abort") and row.get("problem") != "decided_anew"]
-    from_ = unix_seconds(rows[0]["at"]) if len(rows) >= _READ_MAX else visit.now - seconds
+    capped = page.cut or len(page.found) >= _READ_MAX
+    from_ = unix_seconds(rows[0]["at"]) if capped and rows else visit.now - seconds
     data = {
         "span": name,
         "since": from_,
-        "capped": len(rows) >= _READ_MAX,
+        "capped": capped,
         "read_max": _READ_MAX,
         "unread": unread,
         "calls": _calls(closing),
@@ -88,6 +91,8 @@ def _reader(visit: Visit) -> tuple[Reader | None, str]:
         return reader, ""
     except (ArchiveError, BrokenIndex) as error:
         return None, str(error)
+    except OSError as error:
+        return None, error.strerror or type(error).__name__
 
 
 def _calls(closing: Sequence[Row]) -> dict[str, int]:
@@ -108,7 +113,7 @@ def _kind(row: Row) -> str:
 
 
 def _latency(closing: Sequence[Row]) -> dict[str, float | None]:
-    took = sorted(row["duration_ms"] for row in closing if row["stage"] == "outcome" and "duration_ms" in row)
+    took = sorted(row["duration_ms"] for row in closing if row["stage"] == "outcome" and row.get("duration_ms") is not None)
     return {name: _percentile(took, part) for name, part in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ _ENDED: Final = f"gw:{{{KEYS_TAG}}}:console:ended"
 """By who somebody is: how often all sessions were ended. A count and no time, since clocks differ."""
 _KINDS: Final = ("console", "oidc")
 _ID_BYTES: Final = 32
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _NOTICE_SECONDS: Final = 60
 _RECENT_MAX: Final = 1000
 
@@ -86,9 +89,9 @@ class Sessions:
         """Say whether a search for a number was recorded in a session."""
         return bool(await self._client.sismember(_sought(session), pseudonym))
 
-    async def note_search(self, session: Session, pseudonym: str) -> None:
-        """Note that a search for a number was recorded in a session."""
-        await self._client.sadd(_sought(session), pseudonym)
+    async def note_searches(self, session: Session, pseudonyms: Sequence[str]) -> None:
+        """Note that searches for numbers were recorded in a session."""
+        await self._client.sadd(_sought(session), *pseudonyms)
         await self._client.expire(_sought(session), self._whole_seconds)
 
     async def leave_notice(self, identity: str, text: str) -> None:
@@ -162,6 +165,11 @@ class Recent:
         if session is None or now - seen_at > self._idle_seconds or now - session.began_at > self._whole_seconds:
             return None
         return session
+
+
+def known_id(text: str) -> str:
+    """Return what a browser shows as its id, empty where it cannot be one."""
+    return text if _ID.fullmatch(text) else ""
 
 
 def _sought(session: Session) -> str:

@@ -84,4 +84,6 @@ def _network(source: str) -> str:
         address = ip_address(source)
     except ValueError:
         return "unknown"
+    # A listener on both families shows 192.0.2.1 as ::ffff:192.0.2.1, and all of these begin alike.
+    address = getattr(address, "ipv4_mapped", None) or address
     return str(ip_network((address, _IPV6_BITS), strict=False)) if isinstance(address, IPv6Address) else str(address)

@@ -16,7 +16,7 @@ from gateway.console.visit import Download, Missing, View, Visit
 from gateway.ledger.names import KEYS_TAG
 from gateway.opened import Opened, UsageError
 from gateway.trail.archive import Reader
-from gateway.trail.export.reading import usual_and_odd
+from gateway.trail.export.reading import usual
 from gateway.trail.prove import ProofError
 from gateway.trail.search import Row, Trail
 from gateway.trail.story import Chapter, Story, teller, verdicts
@@ -44,7 +44,7 @@ async def page(visit: Visit) -> View:
     name = visit.path["record"]
     (story, sealing), missing = await _told(visit)
     chapters = [_chapter(chapter, name, story) for chapter in story.chapters]
-    told = [_usual(chapter.row) for chapter in story.chapters]
+    told = [usual(chapter.row) for chapter in story.chapters]
     data = {
         "name": name,
         "request_id": story.request_id,
@@ -59,6 +59,7 @@ async def page(visit: Visit) -> View:
         "timeline": _timeline(told),
         "repeats": _linked(told, "repeats"),
         "whole": story.whole,
+        "more": story.more,
         "live_max": LIVE_MAX,
         "missing": missing,
         "sealing": sealing,
@@ -90,11 +91,14 @@ async def _told(visit: Visit) -> tuple[tuple[Story, dict[str, Any]], list[str]]:
     """Return the story that the path names with its seal, and what is missing. Raises: Missing, as `on_trail`."""
     name = visit.path["record"]
 
-    async def ask(trail: Trail, reader: Reader | None) -> tuple[Story | None, Reader | None]:
-        return (await teller(trail, reader, LIVE_MAX)).tell(name), reader
+    async def ask(trail: Trail, reader: Reader | None) -> tuple[Story | None, bool, Reader | None]:
+        told = await teller(trail, reader, LIVE_MAX)
+        return told.tell(name), told.whole, reader
 
-    (story, reader), missing = await on_trail(visit, [*visit.opened.settings.accounts, KEYS_TAG], ask)
+    (story, whole, reader), missing = await on_trail(visit, [*visit.opened.settings.accounts, KEYS_TAG], ask)
     if story is None:
+        if not whole:
+            missing.append(f"Of what is not sealed yet {LIVE_MAX} records were looked at: it may be behind them.")
         raise Missing(f"Nothing is recorded under this id. {' '.join(missing)}".strip())
     return (story, await _sealing(story, reader, visit)), missing
 
@@ -111,7 +115,7 @@ async def _sealing(story: Story, reader: Reader | None, visit: Visit) -> dict[st
     if reader is None:
         return told
     seen = read_signed(visit.opened.settings, reader.folder)
-    found = seen.checkpoint
+    found = None if seen.fault else seen.checkpoint
     told["key"] = str(seen.key or "")
     told["wrong"] = seen.told
     if found is not None:
@@ -125,21 +129,15 @@ async def _sealing(story: Story, reader: Reader | None, visit: Visit) -> dict[st
     told["preparing"] = bool(signed) and not tops.near(reader.state.size)
     if signed and not told["preparing"]:
         try:
-            told["proof"] = await asyncio.to_thread(tops.prove, reader, signed)
+            told["proof"] = await asyncio.to_thread(tops.prove, reader, signed, seen.note)
             told["paths"] = [{"place": row["place"], "steps": row["proof"]} for row in told["proof"]["records"]]
         except ProofError as error:
             told["wrong"] = f"{error}"
     return told
 
 
-def _usual(row: Row) -> Row:
-    """Return what is as the gateway records it, and what every record has. Whoever could write to Redis may have written it."""
-    told, _ = usual_and_odd(row)
-    return {**told, "stage": row["stage"], "account": row["account"]}
-
-
 def _chapter(chapter: Chapter, name: str, story: Story) -> dict[str, Any]:
-    told = _usual(chapter.row)
+    told = usual(chapter.row)
     writer, seq = chapter.row["writer"], chapter.row["seq"]
     return {
         "id": chapter.id,

@@ -10,6 +10,7 @@ from threading import Lock, Thread
 from typing import Any, Final
 
 from gateway.trail.archive import ArchiveError, Reader, open_hashes, read_state
+from gateway.trail.note import Checkpoint
 from gateway.trail.prove import Leaves, ProofError, prove_found
 
 _LEAVES_MAX: Final = 250_000
@@ -39,16 +40,23 @@ class Tops:
         self._making.start()
         return False
 
-    def prove(self, reader: Reader, where: Sequence[tuple[int, int]]) -> dict[str, Any]:
-        """Return a proof as `prove_found` does. Raises: ProofError, OSError."""
+    def prove(self, reader: Reader, where: Sequence[tuple[int, int]], note: str) -> dict[str, Any]:
+        """Return a proof under a signed checkpoint, as `prove_found` does. Raises: ProofError, OSError."""
         with self._lock:
             try:
-                return prove_found(reader, where, self._hashes)
+                return prove_found(reader, where, self._hashes, note)
             except ProofError:
-                # They may be of a file that was mended since.
-                self._hashes.clear()
-                self._asked = 0
+                # One bad record is no reason to hash all again; only hashes of a file that was mended since are.
+                if not self._hold(note):
+                    self._hashes.clear()
+                    self._asked = 0
                 raise
+
+    def _hold(self, note: str) -> bool:
+        """Say whether the hashes are still those of the signed tree."""
+        checkpoint = Checkpoint.parse(note.rpartition("\n\n")[0])
+        with Leaves(open_hashes(self._folder), self._hashes) as leaves:
+            return leaves.root(checkpoint.size) == checkpoint.root
 
     def _make(self) -> None:
         with self._lock, suppress(OSError), Leaves(open_hashes(self._folder), self._hashes) as leaves:

@@ -45,12 +45,17 @@ class Verifier:
         """Starts nothing."""
         self.review: Review | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a review is under way."""
+        return self.review is not None and self.review.ended_at is None
+
     def begin(self, who: str, folder: Path, key: PublicKey, *, by_own_key: bool, older: str | None) -> bool:
         """Begin a review, and say whether one was begun: not while another is under way. Needs a running loop.
 
         `older`: a checkpoint that was kept. Raises: OSError.
         """
-        if self.review is not None and self.review.ended_at is None:
+        if self.is_busy:
             return False
         hears, tells = _PROCESSES.Pipe(duplex=False)
         process = _PROCESSES.Process(target=_verify, args=(tells, folder, str(key), older), daemon=True)

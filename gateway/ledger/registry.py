@@ -385,7 +385,7 @@ def read_entry(key_id: str, encoded: bytes) -> KeyEntry | None:
         kept = msgspec.json.decode(encoded)
         bindings = Bindings(frozenset(kept["scopes"]), *(tuple(kept[name]) for name in ("accounts", "networks", "prefixes")))
         versions = tuple(KeyVersion(**version) for version in kept["versions"])
-        return KeyEntry(key_id, kept["service"], versions, bindings, kept["note"])
+        return KeyEntry(key_id, kept["service"], versions, bindings, kept["note"]) if versions else None
     except (msgspec.DecodeError, KeyError, TypeError):
         return None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from gateway import audit
 from gateway.config import AT_ONCE
+from gateway.trail.export.reading import usual
 from gateway.trail.search import Query, Row, Trail
 
 
@@ -28,11 +29,11 @@ async def read_changes(trail: Trail, seconds: float | None = None, policy: str |
     # Those first that say what was not made: without them something would be told that never was.
     aborts = await _read(trail.newest_first(Query(stage="abort")), _within(seconds, 0.5))
     changes = await _read(trail.newest_first(Query(stage="change")), _within(seconds, 0.5))
-    not_made = {row["intent"] for row in aborts.rows if "change" in row}
+    not_made = {row.get("intent") for row in aborts.rows if row.get("change")}
     rows = [
         row
         for row in changes.rows
-        if row["change"].startswith(("limit.", "drill.")) and f"{row['writer']}-{row['seq']}" not in not_made
+        if row.get("change", "").startswith(("limit.", "drill.")) and f"{row['writer']}-{row['seq']}" not in not_made
     ]
     return Read([row for row in rows if policy in (None, row.get("policy"))], aborts.whole and changes.whole)
 
@@ -58,10 +59,11 @@ async def read_refusals(trail: Trail, policy: str, since: float, records_max: in
     for row in read.rows:
         if row["stage"] not in ("outcome", "refusal"):
             continue
-        told = [one for one in audit.read_limits(row.get("limits", "")) if one.policy in (policy, policy + AT_ONCE)]
+        told = [one for one in audit.read_limits(row.get("limits") or "") if one.policy in (policy, policy + AT_ONCE)]
         if not told:
             continue
-        service = found.setdefault(row.get("service", "nobody"), Refused(row.get("service", "nobody")))
+        name = row.get("service") or "nobody"
+        service = found.setdefault(name, Refused(name))
         count = row.get("count", 1)
         service.calls += count
         service.refused += count * any(one.retry_after_seconds is not None and not one.shadow for one in told)
@@ -77,7 +79,8 @@ async def _read(rows: AsyncIterator[Row], seconds: float | None, rows_max: int |
                 if len(read.rows) == rows_max:
                     read.whole = False
                     break
-                read.rows.append(row)
+                if "at" in (told := usual(row)):
+                    read.rows.append(told)
     except TimeoutError:
         read.whole = False
     return read

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from bisect import bisect_right
@@ -39,6 +40,9 @@ PUBLIC_KEY: Final = "public.key"
 INDEX: Final = "index.sqlite"
 STATE: Final = "state.json"
 _AT_ONCE: Final = 10_000
+_SEQ_END: Final = 1 << 53
+_WRITER: Final = re.compile(r"[!-~]{1,200}")
+"""As a checkpoint names one: a word."""
 _read_head = msgspec.json.Decoder(Head).decode
 
 
@@ -126,7 +130,7 @@ class Archive:
     def add(self, records: Sequence[bytes], positions: Mapping[str, str], account: str) -> list[str]:
         """Take records of one account that are not in it yet, in their order, and return what is wrong with them.
 
-        Each has been decoded before. On the disk when this returns. Wrong is: another record under an identity that is
+        Each is one that `is_sealable`. On the disk when this returns. Wrong is: another record under an identity that is
         known, and a record that does not follow on the one before it of its writer. Raises: OSError.
         """
         fresh: dict[tuple[str, int], _Fresh] = {}
@@ -287,6 +291,15 @@ class Reader:
                 self._files[first] = (self.folder / segment_name(first)).open("rb")
             self._files[first].seek(offset)
             yield self._files[first].readline().removesuffix(b"\n")
+
+
+def is_sealable(record: bytes) -> bool:
+    """Say whether a record can stand in an archive: on one line, with a head that can be read, of a writer that can be named."""
+    try:
+        head = _read_head(record)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return b"\n" not in record and 0 <= head.seq < _SEQ_END and _WRITER.fullmatch(head.writer) is not None
 
 
 def segment_name(first: int) -> str:

@@ -9,6 +9,7 @@ Kaser and Godin, 2016). All of it can be made again from the segments.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from array import array
@@ -495,10 +496,9 @@ def _opened(path: Path, read_only: bool) -> sqlite3.Connection:
     elif not path.exists():
         raise _broken(path, "it is not there")
     # A sealer's rounds may take turns between threads; never two at once.
-    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
     db = None
     try:
-        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(_address(path, read_only), uri=True, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
         if not read_only:
             db.execute("PRAGMA journal_mode = WAL")
@@ -518,6 +518,14 @@ def _opened(path: Path, read_only: bool) -> sqlite3.Connection:
         if isinstance(error, sqlite3.Error):
             raise _told(path, error) from error
         raise
+
+
+def _address(path: Path, read_only: bool) -> str:
+    found = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+    if read_only and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+        # Nobody writes it now, and what SQLite makes to learn of writers cannot be made in a folder that is for reading alone.
+        found += "&immutable=1"
+    return found
 
 
 def _told(path: Path, error: sqlite3.Error) -> BrokenIndex | OSError:

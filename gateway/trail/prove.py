@@ -135,13 +135,20 @@ def prove_request(reader: Reader, request_id: str, tops: bytearray | None = None
 
     `tops`: as `Leaves` takes it. Raises: ProofError, BrokenIndex, OSError.
     """
-    found = reader.index.find(Query(request_id=request_id), limit=_RECORDS_MAX)
+    found = reader.index.find(Query(request_id=request_id), limit=_RECORDS_MAX + 1)
+    if len(found) > _RECORDS_MAX:
+        raise ProofError(f"more than {_RECORDS_MAX} records have this request id, which callers choose")
     return prove_found(reader, found, tops) if found else None
 
 
-def prove_found(reader: Reader, found: Sequence[tuple[int, int]], tops: bytearray | None = None) -> dict[str, Any]:
-    """Return the proof of records at places and offsets, as the index tells them. Raises: as `prove_request`."""
-    note = (reader.folder / CHECKPOINT).read_text(encoding="utf-8")
+def prove_found(
+    reader: Reader, found: Sequence[tuple[int, int]], tops: bytearray | None = None, note: str | None = None
+) -> dict[str, Any]:
+    """Return the proof of records at places and offsets, as the index tells them. Raises: as `prove_request`.
+
+    `note`: the signed checkpoint; None: the newest.
+    """
+    note = (reader.folder / CHECKPOINT).read_text(encoding="utf-8") if note is None else note
     records = {where[0]: record for where in found for record in reader.records([where])}
     return prove(reader.folder, [place for place, _ in found], note, records, tops)
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from gateway.audit import Record, change, rfc3339, unix_seconds
 from gateway.ledger.chain import read_tip
 from gateway.ledger.names import KEYS_TAG, Names
-from gateway.trail.archive import CHECKPOINT, Archive, ArchiveError
+from gateway.trail.archive import CHECKPOINT, Archive, ArchiveError, is_sealable
 from gateway.trail.note import Checkpoint, NoteError, Signer
 from gateway.trail.search import decode, encoded, order, still_reached
 
@@ -153,7 +153,7 @@ class Sealer:
         for identity, fields in entries:
             record = encoded(fields)
             row = decode(record)
-            if row is None or b"\n" in record:
+            if row is None or not is_sealable(record):
                 page.odd.append(f"entry {identity.decode()} of {names.audit} is no record")
                 continue
             page.records.append(record)

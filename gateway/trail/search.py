@@ -141,15 +141,17 @@ class Trail:
 
         What was written twice is told twice, and may be among the sealed.
         """
-        allowance, found = _Allowance(most), list[bytes]()
+        found, whole = list[bytes](), True
         for key in self._keys if self._client is not None else ():
-            position, first = await self._position(key), b"+"
-            while page := await self._client.xrevrange(key, first, "-" if position is None else f"({position}", count=_PAGE):
+            # Each has its share: what one account's callers write does not hide what is written of another.
+            allowance, lowest, first = _Allowance(most // len(self._keys)), _lowest(Query(), await self._position(key)), b"+"
+            while page := await self._client.xrevrange(key, first, lowest, count=_PAGE):
                 found += [encoded(fields) for _, fields in page]
                 if not allowance.spend(len(page)):
-                    return found, False
+                    whole = False
+                    break
                 first = b"(" + page[-1][0]
-        return found, True
+        return found, whole
 
     async def newest_first(self, query: Query) -> AsyncIterator[Row]:
         """Yield matching records, each stream's newest first, one stream after the other. Raises: OSError, BrokenIndex."""
@@ -214,11 +216,7 @@ class Trail:
 
     async def _forwards(self, key: str, query: Query, last: str, told: _Told | None) -> AsyncIterator[list[bytes]]:
         """Yield the sealed records that match, then all live ones from the query's `since` to an id in the stream."""
-        # A record is never in the stream before its own time, but the journal may bring it much later.
-        first = "-" if query.since is None else f"{int(query.since * 1000)}-0"
-        position = await self._position(key)
-        if position is not None and (first == "-" or order(position) >= order(first)):
-            first = f"({position}"
+        first = _lowest(query, await self._position(key))
         size, more = 0, True
         while more:
             page = await self._client.xrange(key, first, last, count=_PAGE)
@@ -242,10 +240,10 @@ class Trail:
         if mark is not None and place is None and not mark.entry:
             return  # It was sealed and is removed, and so is all before it.
         if place is None and self._client is not None:
-            position = await self._position(key)
+            lowest = _lowest(query, await self._position(key))
             first = last if mark is None else (b"(" if mark.below else b"") + mark.entry.encode()
             size, reached = min(count, _PAGE), mark
-            while page := await self._client.xrevrange(key, first, "-" if position is None else f"({position}", count=size):
+            while page := await self._client.xrevrange(key, first, lowest, count=size):
                 for step in self._live(page, query, told, state):
                     reached = step.mark
                     if step.found is not None:
@@ -411,7 +409,7 @@ def decode(encoded: bytes) -> Row | None:
     """Return a record; None for what is none: one odd entry must not hide all others."""
     try:
         row: Row = msgspec.json.decode(encoded, type=Row)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     whole = all(isinstance(row.get(name), kind) for name, kind in _IN_EVERY.items())
     return row if whole else None
@@ -425,9 +423,16 @@ def encoded(fields: Mapping[bytes, bytes]) -> bytes:
 def _identity(record: bytes) -> tuple[str, int] | None:
     try:
         head = _read_head(record)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return head.writer, head.seq
+
+
+def _lowest(query: Query, position: str | None) -> str:
+    """Return from where on a stream holds live records that may match. `position`: up to which it is sealed."""
+    # A record is never in the stream before its own time, but the journal may bring it much later.
+    first = "-" if query.since is None else f"{max(0, int(query.since * 1000))}-0"
+    return f"({position}" if position is not None and (first == "-" or order(position) >= order(first)) else first
 
 
 def _text(marks: Mapping[str, _Mark]) -> str:

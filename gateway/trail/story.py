@@ -12,7 +12,8 @@ from gateway.trail.archive import Reader
 from gateway.trail.index import Query
 from gateway.trail.search import Row, Trail, decode
 
-_RECORDS_MAX: Final = 200
+RECORDS_MAX: Final = 200
+"""Of one request that are told: callers choose request ids, and may give many calls one."""
 _SEQ_DIGITS_MAX: Final = 18
 
 
@@ -55,6 +56,8 @@ class Story:
     chapters: list[Chapter]
     whole: bool
     """Whether all live records were looked at."""
+    more: bool = False
+    """Whether the request has more records than are told."""
 
 
 class Teller:
@@ -63,7 +66,7 @@ class Teller:
     def __init__(self, reader: Reader | None, live: list[bytes], *, whole: bool) -> None:
         """`live`: records that are not sealed, and `whole`: whether these are all."""
         self._reader = reader
-        self._whole = whole
+        self.whole = whole
         named = ((record, name) for record in live if (name := _named(record)) is not None)
         self._live = {(name.writer, name.seq): (record, name.request_id) for record, name in named}
 
@@ -76,26 +79,27 @@ class Teller:
         request_id = name if one is None else one[1].get("request_id")
         if isinstance(request_id, str):
             found = self._of(request_id)
+            found, more = found[:RECORDS_MAX], len(found) > RECORDS_MAX
             # Beyond the bound the one that was asked for is told all the same.
             known = one is None or any(one[0] == record for record, _, _ in found)
             found = found if known or one is None else [one, *found]
         else:
-            request_id, found = None, [one] if one is not None else []
+            request_id, found, more = None, [one] if one is not None else [], False
         if not found:
             return None
         # A writer numbers its records as it writes them; a try that follows another tells the same time of arrival.
         alone = len({row["writer"] for _, row, _ in found}) == 1
         found.sort(key=lambda each: ("" if alone else each[1]["at"], each[1]["writer"], each[1]["seq"]))
-        return Story(request_id, [self._chapter(*each) for each in found], self._whole)
+        return Story(request_id, [self._chapter(*each) for each in found], self.whole, more)
 
     def _of(self, request_id: str) -> list[tuple[bytes, Row, tuple[int, int] | None]]:
         found: list[tuple[bytes, Row, tuple[int, int] | None]] = []
         if self._reader is not None:
-            for where in self._reader.index.find(Query(request_id=request_id), limit=_RECORDS_MAX):
+            for where in self._reader.index.find(Query(request_id=request_id), limit=RECORDS_MAX + 1):
                 found += [(record, row, where) for record in self._reader.records([where]) if (row := decode(record))]
         sealed = {(row["writer"], row["seq"]) for _, row, _ in found}
         for identity, (record, named) in self._live.items():
-            if named == request_id and identity not in sealed and len(found) < _RECORDS_MAX:
+            if named == request_id and identity not in sealed and len(found) <= RECORDS_MAX:
                 found += [(record, row, None)] if (row := decode(record)) is not None else []
         return found
 
@@ -127,7 +131,7 @@ def verdicts(row: Row) -> list[dict[str, Any]]:
     """Return a line for each limit that was looked at for one try of a request: what it said, and when a retry passed."""
     arrived = audit.unix_seconds(row["at"]) - (row.get("duration_ms", 0) / 1000 if row["stage"] == "outcome" else 0)
     lines = []
-    for told in audit.read_limits(row.get("limits", "")):
+    for told in audit.read_limits(row.get("limits") or ""):
         wait = told.retry_after_seconds
         lines.append(
             {
@@ -149,7 +153,7 @@ def verdicts(row: Row) -> list[dict[str, Any]]:
 def _named(record: bytes) -> _Name | None:
     try:
         return _read_name(record)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -19,6 +19,7 @@ from gateway.console.pages import make_templates
 from gateway.ledger.chain import Chain
 from gateway.ledger.names import Names
 from gateway.trail.archive import Archive
+from gateway.trail.story import RECORDS_MAX
 from tests.bench.search import records as history
 from tests.console.running import HOSTILE, WRITER, Console, Visitor
 
@@ -260,6 +261,63 @@ def test_what_was_altered_is_not_called_proved(begin: Callable[..., Console]) ->
     (archive / "checkpoint").write_text(note.replace("masking-gateway\n", "masking-gateway\n", 1).replace("at 20", "at 30", 1))
     page = visitor.get("/audit/beat-1").text
     assert "not proved" in page and "the checkpoint does not hold" in page
+
+
+def test_each_pseudonym_of_a_link_is_recorded(begin: Callable[..., Console]) -> None:
+    """Whoever puts together an address of many numbers is recorded for each, once a session; for a file each time."""
+    console = begin()
+    visitor = console.browser("auditor")
+    one, two = "a" * 32, "b" * 32
+
+    for path in (f"/audit.json?pseudonyms={one}", f"/audit.json?pseudonyms={one}.{two}", f"/audit.csv?pseudonyms={one}.{two}"):
+        assert visitor.get(path).status_code == 200
+
+    assert [record["m1"] for record in console.records() if record["stage"] == "search"] == [one, two, one, two]
+
+
+def test_records_that_nobody_of_ours_wrote_break_no_page(begin: Callable[..., Console]) -> None:
+    """Whoever could write to Redis once: what is odd is left out, and every page goes on, live and sealed."""
+    console = begin()
+    at = rfc3339(time.time())
+    odd: list[dict[str, Any]] = [
+        {"stage": "outcome", "count": "x", "result": "answered", "duration_ms": 1.0},
+        {"stage": "outcome", "problem": ["a"], "service": {}, "duration_ms": "x", "result": "failed"},
+        {"stage": "outcome", "limits": 5, "duration_ms": None, "attempt": None},
+        {"stage": "outcome", "limits": "a=1/1!99999999999999 b=1/1!9999999999", "duration_ms": 5},
+        {"stage": "change", "policy": "caller"},
+        {"stage": "abort", "change": "limit.set"},
+        {"stage": "refusal", "at": "soon", "policy": 7},
+    ]
+    with console.redis.client() as client:
+        for seq, told_of in enumerate(odd):
+            record = {"writer": "odd", "seq": seq, "at": at, "account": "main", "request_id": f"odd-request-{seq}", **told_of}
+            client.xadd(Names("main").audit, {"r": json.dumps(record).encode()})
+        deep = b'{"stage":"open","writer":"odd","seq":99,"at":"%s","account":"main","why":%s}' % (
+            at.encode(),
+            b"[" * 1000 + b"]" * 1000,
+        )
+        client.xadd(Names("main").audit, {"r": deep})
+    visitor = console.browser("auditor")
+    paths = ["/overview", "/audit", "/limits/main/caller", *(f"/audit/odd-request-{seq}" for seq in range(len(odd)))]
+
+    for _ in range(2):
+        assert [(path, visitor.get(path).status_code) for path in paths] == [(path, 200) for path in paths]
+        console.seal()
+
+
+def test_more_than_is_told_of_one_request_is_said(begin: Callable[..., Console]) -> None:
+    """Callers choose request ids: many calls under one do not pass for few."""
+    console = begin()
+    common = {"at": rfc3339(time.time()), "account": "main", "request_id": "one-for-many"}
+    written(console, *(Record(stage="beat", **common) for _ in range(RECORDS_MAX)))
+    visitor = console.browser("auditor")
+    assert "More is recorded" not in visitor.get("/audit/one-for-many").text
+    written(console, Record(stage="beat", **common), writer="host-more")
+
+    for _ in range(2):
+        page = visitor.get("/audit/one-for-many").text
+        assert f"than the {RECORDS_MAX} records told here" in page
+        console.seal()
 
 
 def test_a_proof_that_is_being_prepared_is_told_of(begin: Callable[..., Console]) -> None:

@@ -245,6 +245,13 @@ def test_a_number_is_never_written_down(bounded: Console, operator: Visitor) -> 
     page = visitor.get("/limits/main/number")
     assert form["subject"] in page.text and "56780" not in page.text
     assert "9123456780" not in json.dumps(bounded.records("main"))
+    searched = [record for record in bounded.records() if record["stage"] == "search" and record["m1"] == form["subject"]]
+    assert searched and {record["why"] for record in searched} == {"for the limit number"}
+    for path, subject in (("number", "+919123456780"), ("caller", "crm/+919123456780")):
+        for page in ("change", "reset"):
+            assert "9123456780" not in visitor.get(f"/limits/main/{path}/{page}.json", params={"subject": subject}).text
+        sent = visitor.send_form(f"/limits/main/{path}/confirm", {**form, "subject": subject, "rate": "fast"})
+        assert sent.status_code == 400 and "9123456780" not in sent.text
     wrong = visitor.send_form("/limits/main/number/confirm", {**form, "subject": "+91 91234 56780", "rate": "fast"})
     assert wrong.status_code == 400 and "91234" not in wrong.text
     reset = visitor.get("/limits/main/number/reset", params={"subject": form["subject"]}).text

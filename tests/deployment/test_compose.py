@@ -20,7 +20,8 @@ COMPOSE = yaml.safe_load(Path("docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if service["image"].startswith("masking-gateway")]
 SETTINGS = config.parse(tomllib.loads(Path("config/compose.toml").read_text()), {})
-CREDENTIAL = "vendor_ssid"
+CREDENTIAL = "/run/secrets/vendor"
+VENDOR_FOLDER = r"\$\{MASKING_VENDOR_DIR:-(.*)\}"
 PINNED = r"\S+:v?\d+\.\d+\.\d+\S*@sha256:[0-9a-f]{64}"
 
 
@@ -85,8 +86,8 @@ def test_the_image_is_built_once():
 
 def test_the_credential_is_in_the_gateway_alone():
     """So is nothing else that another has no use for."""
-    assert [name for name in SERVICES if CREDENTIAL in SERVICES[name].get("secrets", [])] == ["gateway"]
-    assert all("file" in secret for secret in COMPOSE["secrets"].values())
+    assert [name for name in SERVICES if CREDENTIAL in [target for _, target, _ in mounts(name)]] == ["gateway"]
+    assert "secrets" not in COMPOSE
     assert [name for name in SERVICES if "sealer" in [source for source, _, _ in mounts(name)]] == ["sealer"]
     assert {name: writable for name in SERVICES for source, _, writable in mounts(name) if source == "archive"} == {
         "sealer": True,
@@ -124,18 +125,19 @@ def test_only_the_gateway_reaches_out():
 def test_everything_named_exists():
     """Files, volumes, networks, secrets, services."""
     for name, service in SERVICES.items():
-        for source, _, writable in mounts(name):
-            if source.startswith("."):
+        for source, target, writable in mounts(name):
+            if target == CREDENTIAL:
+                assert not writable
+                assert list(Path(re.fullmatch(VENDOR_FOLDER, source)[1]).iterdir()) == [Path("config/sandbox/ssid")]
+            elif source.startswith("."):
                 assert not writable
                 assert Path(source).exists(), source
             else:
                 assert source in COMPOSE["volumes"]
         assert set(service.get("networks", [])) <= COMPOSE["networks"].keys()
-        assert set(service.get("secrets", [])) <= COMPOSE["secrets"].keys()
         assert set(service.get("depends_on", {})) <= SERVICES.keys()
     used = {source for name in SERVICES for source, _, _ in mounts(name)}
     assert COMPOSE["volumes"].keys() <= used
-    assert Path(re.fullmatch(r"\$\{MASKING_SSID_FILE:-(.*)\}", COMPOSE["secrets"][CREDENTIAL]["file"])[1]).exists()
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if "entrypoint" not in SERVICES[name]])
@@ -146,7 +148,7 @@ def test_its_command_is_one_of_ours(name):
     if words[0] == "sandbox":
         arguments = sandbox_parser().parse_args(words[1:])
         assert SETTINGS.accounts["main"].brand == f"http://{name}:{arguments.port}"
-        assert [Path("config/sandbox_ssid").read_text().strip()] == arguments.ssid
+        assert [Path("config/sandbox/ssid").read_text().strip()] == arguments.ssid
         return
     assert make_parser(words[0]).parse_args(words).run
     assert ("./config/compose.toml", SERVICES[name]["environment"]["GATEWAY_CONFIG"], False) in mounts(name)
@@ -157,7 +159,7 @@ def test_the_settings_agree_with_the_containers():
     targets = {name: {target: writable for _, target, writable in mounts(name)} for name in OURS}
     made = {SETTINGS.audit.pseudonym_key.target[0], SETTINGS.redis.password.target[0]}
 
-    assert SETTINGS.accounts["main"].primary.ssid.target == (f"/run/secrets/{CREDENTIAL}",)
+    assert SETTINGS.accounts["main"].primary.ssid.target == (f"{CREDENTIAL}/ssid",)
     assert {str(Path(path).parent) for path in made} == {"/run/made"}
     assert all("/run/made" in targets[name] for name in ("gateway", "sealer", "console"))
     assert targets["gateway"][SETTINGS.server.state_dir] is True

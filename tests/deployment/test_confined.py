@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -104,7 +105,7 @@ def host(tmp_path):
             assert written in text
             text = text.replace(written, here)
         (tmp_path / "gateway.toml").write_text(text)
-        (tmp_path / "ssid").write_text(Path("config/sandbox_ssid").read_text())
+        shutil.copytree("config/sandbox", tmp_path / "vendor")
         until((folders["redis"] / "r.sock").exists, what="redis listening")
         yield {"port": port, "folders": folders, "folder": tmp_path}
     finally:
@@ -123,10 +124,10 @@ def mounts_of(name, host):
             if isinstance(volume, str)
             else [volume["source"], volume["target"], "ro" if volume.get("read_only") else "rw"]
         )
-        if not source.startswith("."):
+        if target == "/run/secrets/vendor":
+            found[target] = (host["folder"] / "vendor", mode)
+        elif not source.startswith("."):
             found[target] = (host["folders"]["made" if source == "secrets" else source], mode)
-    if "vendor_ssid" in SERVICES[name].get("secrets", []):
-        found["/run/secrets/vendor_ssid"] = (host["folder"] / "ssid", "ro")
     return found
 
 

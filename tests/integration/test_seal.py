@@ -136,6 +136,36 @@ def test_what_is_wrong_is_told_and_sealed_all_the_same(redis: Redis, tmp_path: P
     staged(redis, tmp_path / "x", work)
 
 
+def test_what_cannot_stand_in_an_archive_is_told_and_passed_over(redis: Redis, tmp_path: Path) -> None:
+    """Whoever could write to the stream once must not stop the sealer, nor spoil its checkpoints: its own records are sealed."""
+    common = b'"stage":"open","at":"2030-01-31T12:00:00.000Z","account":"a"'
+    odd = [
+        b'{%s,"writer":"w","seq":0,"why":%s}' % (common, b"[" * 1000 + b"]" * 1000),
+        b'{%s,"writer":"w","seq":0,"prev":5}' % common,
+        b'{%s,"writer":"w","seq":0,"key_id":7}' % common,
+        b'{%s,"writer":"a b","seq":0}' % common,
+        b'{%s,"writer":"","seq":0}' % common,
+        b'{%s,"writer":"w","seq":-1}' % common,
+        b'{%s,"writer":"w","seq":%d}' % (common, 2**63),
+        b'{%s,"writer":"w",\n"seq":0}' % common,
+    ]
+
+    async def work(stage: Stage) -> None:
+        await stage.write(2)
+        for record in odd:
+            await stage.put(record)
+        await stage.write(2)
+
+        sealed = await stage.sealer.seal()
+
+        assert sealed is not None
+        assert [alarm.partition(" is ")[2] for alarm in sealed.alarms] == ["no record"] * len(odd)
+        assert (sealed.size, stage.status()) == (4, 0)
+        assert Checkpoint.parse(verified(sealed.note, SIGNER.public)).tips == {"host-1": 3}
+
+    staged(redis, tmp_path / "x", work)
+
+
 def test_the_stream_is_trimmed_only_behind_the_seal(redis: Redis, tmp_path: Path) -> None:
     """Old and sealed: gone from Redis. Old and not sealed: it stays."""
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from gateway import config
+from gateway.console import signing
 from gateway.errors import Problem
 from gateway.upstream import PROBLEMS
 
@@ -202,3 +203,9 @@ def test_a_command_loads_no_other(command: str) -> None:
 
     assert not {"aiohttp", "httpx", "starlette", "uvicorn", "jinja2", "prometheus_client"} & set(done.stdout.split())
     assert ("redis" in done.stdout.split()) == bool(command)
+
+
+def test_an_address_of_ipv4_counts_by_itself() -> None:
+    """Also as a listener on both families shows it; of IPv6 a whole network is one."""
+    assert signing._network("::ffff:192.0.2.1") == signing._network("192.0.2.1") == "192.0.2.1"
+    assert signing._network("2001:db8::1") == signing._network("2001:db8::2") == "2001:db8::/64"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import tempfile
 from collections import Counter
@@ -349,3 +350,18 @@ def test_an_instant_is_read(text: str, instant: int) -> None:
 def test_what_is_no_instant(text: object) -> None:
     """Only what records are written with is read."""
     assert moment(text) is None
+
+
+def test_a_folder_for_reading_alone_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no sealer runs, nothing that SQLite keeps for writers is there, nor can be made."""
+    path = tmp_path / "index.sqlite"
+    index = Index(path)
+    index.add([Entry(0, 0, b'{"stage":"open","writer":"w","seq":0,"at":"2030-01-31T12:00:00.000Z","account":"a"}')])
+    index.close()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    before = sorted(tmp_path.iterdir())
+
+    reader = Index(path, read_only=True)
+    assert reader.find(Query(stage="open"), limit=2) == [(0, 0)]
+    assert sorted(tmp_path.iterdir()) == before
+    reader.close()

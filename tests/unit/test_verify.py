@@ -752,11 +752,12 @@ def test_what_proofs_have_in_common_is_made_aside(tmp_path: Path, monkeypatch: p
         assert not made.near(size)
         until(lambda: made.near(size), what="the hashes")
         assert Leaves.held(made._hashes) == size - size % 2
-        assert made.prove(reader, where) == proving.prove_found(reader, where)
+        note = (sealed / archive.CHECKPOINT).read_text()
+        assert made.prove(reader, where, note) == proving.prove_found(reader, where)
 
         (sealed / archive.HASHES).rename(sealed / "elsewhere")
         missing = tops.Tops(sealed)
         assert not missing.near(size)
         until(lambda: missing.near(size), what="the end of trying")
         with pytest.raises(OSError, match=archive.HASHES):
-            missing.prove(reader, where)
+            missing.prove(reader, where, note)

@@ -67,6 +67,21 @@ def usual_and_odd(row: Row) -> tuple[Row, Row]:
     return usual, odd
 
 
+def usual(row: Row) -> Row:
+    """Return what is as the gateway records it, and who wrote it of which account: whoever could write to Redis may have.
+
+    A time that is none is left out.
+    """
+    try:
+        msgspec.convert(row, Record)
+        if milliseconds(row["at"]) is not None and None not in row.values():
+            return row
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        pass
+    told, _ = usual_and_odd(row)
+    return {**told, **{name: row[name] for name in ("stage", "writer", "seq", "account")}}
+
+
 def _is_usual(name: str, value: Any) -> bool:
     if isinstance(value, int) and not -LONG <= value < LONG:
         return False
