@@ -163,14 +163,8 @@ class _Desk:
             session, away = await self._signed_in(route, opened, asked.identity)
             try:
                 made = await self._made(route, asked, opened, session, form, redis_away=away)
-            except _Denied as denied:
-                made = _denied_view(denied)
-            except Missing as missing:
-                made = _denied_view(_Denied(404, "Not found", str(missing)))
-            except UsageError as error:
-                made = _denied_view(_Denied(400, "This cannot be done", f"{error}."))
-            except (ArchiveError, BrokenIndex) as error:
-                made = _denied_view(_Denied(503, "The sealed trail cannot be read", f"{error}."))
+            except (_Denied, Missing, UsageError, ArchiveError, BrokenIndex, OSError) as error:
+                made = _denied_view(_as_denied(error))
             if isinstance(made, Go):
                 return await self._go(opened, asked, made)
             if isinstance(made, Download):
@@ -190,13 +184,13 @@ class _Desk:
     ) -> View | Go | Download:
         """Return what a page makes, for who may have it. Raises: _Denied, and what pages raise."""
         request = asked.request
-        if route.role is not None and session is None:
-            return _to_sign_in(asked)
-        if route.role is not None and session is not None and not session.may(route.role):
-            raise _Denied(403, "Not for your role", f"This needs the role {route.role}; yours is {session.role}.")
-        signed_in = route.role is not None and session is not None
-        if request.method == "POST" and signed_in and not _same(form.get("csrf", ""), session.csrf if session else ""):
-            raise _Denied(403, "This form is no longer good", "Go back, load the page again, and send it once more.")
+        if route.role is not None:
+            if session is None:
+                return _to_sign_in(asked)
+            if not session.may(route.role):
+                raise _Denied(403, "Not for your role", f"This needs the role {route.role}; yours is {session.role}.")
+            if request.method == "POST" and not _same(form.get("csrf", ""), session.csrf):
+                raise _Denied(403, "This form is no longer good", "Go back, load the page again, and send it once more.")
         query, source = dict(request.query_params), self._source(request)
         under_way = request.cookies.get(self._under_way, "")
         visit = Visit(
@@ -353,6 +347,23 @@ async def _form(request: Request) -> dict[str, str]:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=100))
     except ValueError:
         raise _Denied(400, "No form", "Send a form, as a browser does.") from None
+
+
+def _as_denied(error: Exception) -> _Denied:
+    """Return what a page could not be made for, as an answer. Raises: TimeoutError, of Redis."""
+    match error:
+        case _Denied():
+            return error
+        case Missing():
+            return _Denied(404, "Not found", str(error))
+        case UsageError():
+            return _Denied(400, "This cannot be done", f"{error}.")
+        case TimeoutError():
+            raise error
+        case OSError():
+            return _Denied(503, "The sealed trail cannot be read", f"{error.strerror or type(error).__name__}.")
+        case _:
+            return _Denied(503, "The sealed trail cannot be read", f"{error}.")
 
 
 def _denied_view(denied: _Denied) -> View:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -72,11 +73,13 @@ async def read_refusals(trail: Trail, policy: str, since: float, records_max: in
 
 
 async def _read(rows: AsyncIterator[Row], seconds: float | None, rows_max: int | None = None) -> Read:
-    read = Read()
+    read, begun = Read(), time.monotonic()
     try:
         async with asyncio.timeout(seconds):
             async for row in rows:
-                if len(read.rows) == rows_max:
+                # What is sealed is read without a pause in which the time-out could come.
+                late = seconds is not None and time.monotonic() - begun > seconds
+                if late or len(read.rows) == rows_max:
                     read.whole = False
                     break
                 if "at" in (told := usual(row)):

@@ -468,7 +468,7 @@ def test_without_redis_what_is_sealed_is_told(begin: Callable[..., Console]) -> 
     visitor, stranger = console.browser("auditor"), console.browser("operator")
     visitor.get("/audit")
     stranger.cookies.clear()
-    stranger.cookies.set("console", "never-seen-here")
+    stranger.cookies.set("console", "never-seen-here".ljust(43, "x"))
     console.redis.kill()
 
     page = visitor.get("/audit")
