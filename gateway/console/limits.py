@@ -82,7 +82,7 @@ async def limit(visit: Visit) -> View:
 async def change_page(visit: Visit) -> View:
     """Ask for other terms of a limit."""
     desk, name = await find_limit(visit)
-    subject = _shown_subject(visit.query.get("subject", "").strip())
+    subject = _subject_in_address(visit)
     kept = desk.changed(name).get(subject)
     given = {"subject": subject, "for": "2h", "why": ""} | dict.fromkeys(_TERMS, "")
     given |= {term: str(value) for term, value in (kept.terms if kept else {}).items() if term in _TERMS}
@@ -118,7 +118,7 @@ async def change(visit: Visit) -> View | Go:
 
 async def reset_page(visit: Visit) -> View:
     """Ask whether a change of a limit is to end now."""
-    return await _reset_view(visit, _shown_subject(visit.query.get("subject", "").strip()))
+    return await _reset_view(visit, _subject_in_address(visit))
 
 
 async def reset(visit: Visit) -> View | Go:
@@ -229,7 +229,7 @@ async def _wanted(visit: Visit, desk: Desk, name: str) -> _Wanted | View:
         pseudonym = subject.rpartition("/")[2]
         await visit.opened.record_search(pseudonym, visit.who, source=visit.source or None, why=f"for the limit {name}")
     # Whatever is wrong: a number that was typed does not come back in a page.
-    given["subject"] = _shown_subject(subject)
+    given["subject"] = subject if _may_be_shown(subject) else ""
     for field, read in (("for", changing.read_span), ("why", read_why)):
         try:
             found = read(given[field])
@@ -329,9 +329,17 @@ def _order(visit: Visit, name: str, subject: str, why: str) -> Order:
     return Order(policy=name, subject=subject, operator=visit.who, why=why, source=visit.source or None)
 
 
-def _shown_subject(subject: str) -> str:
-    """Return a subject as a page may tell it: one with a number instead of its pseudonym is left out."""
-    return "" if any(may_tell(part) for part in subject.split("/") if not _PSEUDONYM.fullmatch(part)) else subject
+def _subject_in_address(visit: Visit) -> str:
+    """Return the subject that an address names; empty: everybody. Raises: UsageError."""
+    subject = visit.query.get("subject", "").strip()
+    if not _may_be_shown(subject):
+        raise UsageError("a number must not stand in an address; type it into the form")
+    return subject
+
+
+def _may_be_shown(subject: str) -> bool:
+    """Say whether a subject holds no number but by its pseudonym."""
+    return not any(may_tell(part) for part in subject.split("/") if not _PSEUDONYM.fullmatch(part))
 
 
 def whole_number(text: str) -> int | str:
