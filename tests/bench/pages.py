@@ -1,8 +1,8 @@
 """`python -m tests.bench.pages`: how long the console's audit pages take before a long history.
 
 Makes the archive of `tests.bench.search`, with as many records beside it in Redis as no sealer took yet, and asks the console
-for each page over HTTP, signed in, `--times` times each: the median and the 95th percentile. `first` is the first of all, in
-which a proof hashes the whole tree once.
+for each page over HTTP, signed in, `--times` times each: the median and the 95th percentile. `first` is the first of all; that of a
+story says that its proof is being prepared.
 """
 
 from __future__ import annotations
