@@ -115,11 +115,15 @@ def text(value: Any) -> str:
     return value
 
 
+def _matching(value: Any, pattern: str, wanted: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise Wrong(wanted)
+    return value
+
+
 def name(value: Any) -> str:
     """Return a name of the operator's choice, as it may stand in keys, records and labels."""
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
-        raise Wrong("must be 1 to 64 letters, digits, '.', '_' or '-'")
-    return value
+    return _matching(value, r"[A-Za-z0-9_.-]{1,64}", "must be 1 to 64 letters, digits, '.', '_' or '-'")
 
 
 def name_or_none(value: Any) -> str:
@@ -129,9 +133,8 @@ def name_or_none(value: Any) -> str:
 
 def subject(value: Any) -> str:
     """Return whom terms of a policy are for."""
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_./-]{1,200}", value):
-        raise Wrong('must be a subject like "crm", or "crm/end" where the policy counts by caller and operation')
-    return value
+    told = 'must be a subject like "crm", or "crm/end" where the policy counts by caller and operation'
+    return _matching(value, r"[A-Za-z0-9_./-]{1,200}", told)
 
 
 def texts(value: Any) -> tuple[str, ...]:
@@ -179,9 +182,7 @@ def one_of(*words: str) -> Callable[[Any], str]:
 
 def region(value: Any) -> str:
     """Return an ISO 3166 region."""
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Z]{2}", value):
-        raise Wrong('must be an ISO 3166 region of two capitals, like "IN"')
-    return value
+    return _matching(value, r"[A-Z]{2}", 'must be an ISO 3166 region of two capitals, like "IN"')
 
 
 def address(value: Any) -> SplitResult:
@@ -294,9 +295,7 @@ def oidc_scopes(value: Any) -> tuple[str, ...]:
 
 def claim(value: Any) -> str:
     """Return a claim's name."""
-    if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,200}", value):
-        raise Wrong('must be the name of a claim, like "email"')
-    return value
+    return _matching(value, r"[!-~]{1,200}", 'must be the name of a claim, like "email"')
 
 
 def public_url(value: Any) -> str:

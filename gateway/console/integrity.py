@@ -14,6 +14,7 @@ from gateway.trail.archive import segments
 
 _LATE_SECONDS: Final = 60.0
 """A sealer signs every few seconds while there is something to seal, and writers write every 30 s."""
+_UNDER_WAY: Final = "A review is under way already; this is it."
 _VERDICTS: Final = ("sound", "altered", "incomplete")
 
 
@@ -32,12 +33,12 @@ async def verify(visit: Visit) -> Go:
     """Begin to verify the whole trail. Changes nothing, so whoever may look may do it; who did is recorded."""
     folder = visit.opened.sealed.folder
     if visit.verifier.is_busy:
-        return Go("/integrity", "A review is under way already; this is it.")
+        return Go("/integrity", _UNDER_WAY)
     key, own = believed_key(visit.opened.settings, folder)
     older = visit.form.get("older", "").replace("\r\n", "\n")
     await visit.record("trail.review_began")
-    visit.verifier.begin(visit.who, folder, key, by_own_key=own, older=older if older.strip() else None)
-    return Go("/integrity", "The review has begun.")
+    begun = visit.verifier.begin(visit.who, folder, key, by_own_key=own, older=older if older.strip() else None)
+    return Go("/integrity", "The review has begun." if begun else _UNDER_WAY)
 
 
 def _checkpoint(visit: Visit) -> dict[str, Any]:

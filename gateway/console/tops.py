@@ -64,9 +64,8 @@ class Tops:
 
 
 @lru_cache(maxsize=4)
-def tops_of(folder: Path, archive: str) -> Tops:
-    """Return those of the archive of an id, the same each time."""
-    del archive
+def tops_of(folder: Path, _: str) -> Tops:
+    """Return those of the archive in a folder that has an id, the same each time."""
     return Tops(folder)
 
 

@@ -60,6 +60,14 @@ class Stage:
             await self.put(made[-1], account)
         return made
 
+    async def live(self, days: int) -> None:
+        """Let a writer write some days, each sealed by itself, and close."""
+        for _ in range(days):
+            await self.write(20)
+            await self.sealer.seal()
+            self.now += 86_400
+        await self.write(1, stage="close")
+
     def sealed_lines(self) -> list[bytes]:
         return [line for _, path in segments(self.archive.folder) for line in lines(path)]
 
@@ -327,11 +335,7 @@ def test_retention_removes_whole_segments_and_says_so(redis: Redis, tmp_path: Pa
     monkeypatch.setattr(archives, "SEGMENT_BYTES", 2000)
 
     async def work(stage: Stage) -> None:
-        for _ in range(6):
-            await stage.write(20)
-            await stage.sealer.seal()
-            stage.now += 86_400
-        await stage.write(1, stage="close")
+        await stage.live(6)
         await stage.sealer.seal()
         assert len(segments(tmp_path / "x")) == 7
         before = stage.sealed_lines()
@@ -361,11 +365,7 @@ def test_a_removal_that_cannot_be_recorded_is_put_off(redis: Redis, tmp_path: Pa
     monkeypatch.setattr(commands, "_EVERY_SECONDS", 0.0)
 
     async def work(stage: Stage) -> None:
-        for _ in range(2):
-            await stage.write(20)
-            await stage.sealer.seal()
-            stage.now += 86_400
-        await stage.write(1, stage="close")
+        await stage.live(2)
         stopping, refused, record = asyncio.Event(), [], stage.sealer.record
 
         async def away(_: Record) -> None:
