@@ -66,11 +66,11 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         with socket.create_connection((stack.host, stack.port)) as connection:
             connection.sendall(b"NONSENSE\r\n\r\n")
             connection.recv(1000)
-        until(lambda: "gateway_checkpoint_records" in samples(stack.metrics()), what="a checkpoint")
-        # A round of the workers' files, so that whichever is asked has seen it all.
-        until(lambda: total(stack, "gateway_requests_total") == 11, what="one view")
-        until(lambda: samples(stack.metrics())["gateway_key_ends_in_seconds"], what="the key that ends")
-        until(lambda: samples(stack.metrics())["gateway_limit_used_ratio"], what="usage")
+        # A worker tells of the others what they last wrote down: whichever is asked must have seen it all.
+        until(lambda: all(total(stack, "gateway_requests_total") == 11 for _ in range(12)), what="one view")
+        seen_last = ("http_refused_total", "checkpoint_records", "key_ends_in_seconds", "limit_used_ratio")
+        for name in (f"gateway_{name}" for name in seen_last):
+            until(lambda: all(samples(stack.metrics())[name] for _ in range(12)), what=f"one view of {name}")  # noqa: B023 - asked at once
         yield stack
 
 
