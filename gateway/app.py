@@ -139,7 +139,7 @@ def create_app(
         warn=partial(_key_ends, log.of("identities")),
     )
     requests = Requests()
-    observer = Counted(LogObserver(log.of("calls")), requests)
+    observer = Counted(LogObserver(log.of("calls")), requests, {name: ledger.ended for name, ledger in ledgers.items()})
     pipeline = Pipeline(
         body_bytes_max=settings.server.body_bytes_max,
         identities=identities,

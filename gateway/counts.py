@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ from gateway.audit import Record
 from gateway.calling import Observer, Upstream
 from gateway.durations import Durations
 from gateway.errors import Refusal
-from gateway.model import OPERATIONS, UpstreamAnswer, UpstreamRequest
+from gateway.model import OPERATIONS, RESULTS, UpstreamAnswer, UpstreamRequest
 
 SERVICES_MAX: Final = 100
 """Services told by name; the rest are `other`."""
@@ -24,7 +24,6 @@ OTHER: Final = "other"
 NONE: Final = "none"
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds by which durations of requests are told apart."""
-_RESULTS: Final = ("answered", "refused", "failed", "unknown")
 _ENDS_MAX: Final = 10_000
 _STATUSES: Final = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")
 
@@ -38,19 +37,35 @@ class _Ended:
     count: int = 0
 
 
+class Services:
+    """Tells services by name, as many as may be told."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def told(self, name: str | None) -> str | None:
+        """Return a name, or `other` for one beyond those that are told."""
+        if name is None or name in self._told:
+            return name
+        if len(self._told) >= SERVICES_MAX:
+            return OTHER
+        self._told.add(name)
+        return name
+
+
 class Requests:
     """The requests of one process: those under way, and how the others ended."""
 
     def __init__(self) -> None:
         self.under_way = 0
-        self.durations = {result: Durations(BOUNDS) for result in _RESULTS}
+        self.durations = {result: Durations(BOUNDS) for result in RESULTS}
         self.unforeseen = 0
         """Errors that nobody foresaw."""
         self.alarms: Counter[tuple[str, str]] = Counter()
         """By account and event, what somebody should have looked at."""
         self._ended: dict[Labels, _Ended] = {}
         self._by_record: dict[tuple[str | int | None, ...], _Ended] = {}
-        self._services: set[str] = set()
+        self._services = Services()
 
     def count(self, record: Record) -> None:
         """Count a request by the last record of it."""
@@ -72,11 +87,11 @@ class Requests:
         return [(labels, ended.count) for labels, ended in self._ended.items()]
 
     def _first(self, record: Record, key: tuple[str | int | None, ...]) -> _Ended:
-        result = record.result if record.result in self.durations else _RESULTS[-1]
+        result = record.result if record.result in self.durations else "unknown"
         operation = record.operation if record.operation in OPERATIONS else NONE
         labels = (
             record.account,
-            self._service(record.service),
+            self._services.told(record.service) or NONE,
             operation,
             record.decision or NONE,
             result,
@@ -88,14 +103,6 @@ class Requests:
             self._by_record[key] = ended
         return ended
 
-    def _service(self, name: str | None) -> str:
-        if name is None:
-            return NONE
-        if name not in self._services and len(self._services) >= SERVICES_MAX:
-            return OTHER
-        self._services.add(name)
-        return name
-
 
 @dataclass(frozen=True, slots=True)
 class Counted:
@@ -103,6 +110,8 @@ class Counted:
 
     observer: Observer
     requests: Requests
+    by_account: Mapping[str, Callable[[Record], None]]
+    """Told of the last record of each of an account's requests."""
 
     def recorded(self, record: Record) -> None:
         """Pass on a record."""
@@ -111,6 +120,7 @@ class Counted:
     def ended(self, record: Record) -> None:
         """Count a request, and pass on its last record."""
         self.requests.count(record)
+        self.by_account[record.account](record)
         self.observer.ended(record)
 
     def alarm(self, event: str, **facts: str) -> None:

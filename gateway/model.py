@@ -32,6 +32,11 @@ MODES: Final = ("enforce", "shadow", "off")
 STORE_ERRORS: Final = ("local", "deny", "allow")
 """What a policy does without Redis."""
 
+Result = Literal["answered", "refused", "failed", "unknown"]
+RESULTS: Final[tuple[Result, ...]] = ("answered", "refused", "failed", "unknown")
+"""`answered`: the vendor did it. `refused`: nobody did anything. `failed`: the vendor said no. `unknown`: it was asked, and
+nobody can tell whether it acted."""
+
 Slot = Literal["primary", "secondary"]
 SLOTS: Final[tuple[Slot, ...]] = ("primary", "secondary")
 """The places of an account's credentials. One of them is active, the other stands by; the first is active at first."""
@@ -357,9 +362,7 @@ class Outcome:
     slug: str
     """`success`, or the code of the problem."""
     body: dict[str, Any] = field(repr=False)
-    result: Literal["answered", "refused", "failed", "unknown"]
-    """`answered`: the vendor did it. `refused`: nobody did anything. `failed`: the vendor said no.
-    `unknown`: the vendor was asked and we cannot tell whether it acted."""
+    result: Result
     origin: Literal["gateway", "vendor"]
     vendor_code: int | None = None
     upstream_status: int | None = None

@@ -117,6 +117,6 @@ def shows_acceptance(problem: Problem) -> bool:
     return problem in _BEYOND
 
 
-def is_rejection(problem: Problem) -> bool:
+def is_rejection(problem: Problem | None) -> bool:
     """Say whether the vendor's answer means its credential and nothing else."""
     return problem in _REJECTIONS

@@ -12,6 +12,7 @@ from typing import Final
 
 from gateway.cli.opened import operator, tell, warn_of_what_is_elsewhere, with_store
 from gateway.cli.seal import add_seal
+from gateway.model import RESULTS
 from gateway.opened import Opened, UsageError, instant
 from gateway.trail.archive import write_whole
 from gateway.trail.export import FORMATS, written
@@ -37,7 +38,7 @@ def add_audit(parser: argparse.ArgumentParser, configured: argparse.ArgumentPars
     sought.add_argument("--account", help="one vendor account, or :keys for keys and searches; all if not given")
     sought.add_argument("--source", help="IP address of the caller")
     sought.add_argument("--decision", choices=("allowed", "denied"))
-    sought.add_argument("--result", choices=("answered", "refused", "failed", "unknown"))
+    sought.add_argument("--result", choices=RESULTS)
     sought.add_argument("--code", type=int, help="the vendor's code")
     sought.add_argument("--problem", help="slug of the error table")
     sought.add_argument("--stage", help="intent, outcome, refusal, abort, change, search, open, close, …")

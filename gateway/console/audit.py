@@ -19,7 +19,7 @@ from gateway.console.sessions import Sessions
 from gateway.console.visit import Download, Go, Missing, View, Visit
 from gateway.errors import Refusal
 from gateway.ledger.names import KEYS_TAG, Names
-from gateway.model import NUMBER_FIELDS
+from gateway.model import NUMBER_FIELDS, RESULTS
 from gateway.opened import Opened, UsageError, instant
 from gateway.trail.archive import ArchiveError, Reader
 from gateway.trail.export import FORMATS, Format, written
@@ -37,7 +37,7 @@ _TEXTS: Final = ("service", "key_id", "problem", "request_id", "source")
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "stage": get_args(Stage),
     "decision": ("allowed", "denied"),
-    "result": ("answered", "refused", "failed", "unknown"),
+    "result": RESULTS,
 }
 _TIMES: Final = ("since", "until")
 _FIELDS: Final = ("pseudonyms", "account", *_TEXTS, "code", *_CHOICES, *_TIMES)

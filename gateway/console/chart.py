@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from markupsafe import Markup
 
-KINDS: Final = ("answered", "refused", "failed", "unknown")
-"""From the foot up; the names are classes of the style sheet too."""
+from gateway.model import RESULTS
+
 _WIDTH, _HEIGHT, _GAP = 1000, 200, 0.18
 
 
 def bars(buckets: Sequence[Mapping[str, Any]], title: str) -> Markup:
-    """Return the bars of buckets that have a `label` and a count for each of `KINDS`. A table must tell the same beside it."""
-    most = max((sum(bucket[kind] for kind in KINDS) for bucket in buckets), default=0) or 1
+    """Return the bars of buckets that have a `label` and a count for each of `RESULTS`, from the foot up.
+
+    These are classes of the style sheet too. A table must tell the same beside it.
+    """
+    most = max((sum(bucket[kind] for kind in RESULTS) for bucket in buckets), default=0) or 1
     step = _WIDTH / max(1, len(buckets))
     drawn = Markup().join(_bar(bucket, place * step, step, most) for place, bucket in enumerate(buckets))
     return Markup(
@@ -25,7 +28,7 @@ def bars(buckets: Sequence[Mapping[str, Any]], title: str) -> Markup:
 
 def _bar(bucket: Mapping[str, Any], x: float, step: float, most: int) -> Markup:
     parts, y = [], float(_HEIGHT)
-    for kind in KINDS:
+    for kind in RESULTS:
         if count := bucket[kind]:
             # What is there at all is seen.
             height = max(2.0, count / most * _HEIGHT)
@@ -35,5 +38,5 @@ def _bar(bucket: Mapping[str, Any], x: float, step: float, most: int) -> Markup:
                     kind, f"{x + step * _GAP / 2:.2f}", f"{y:.2f}", f"{step * (1 - _GAP):.2f}", f"{height:.2f}"
                 )
             )
-    told = ", ".join(f"{bucket[kind]} {kind}" for kind in KINDS if bucket[kind])
+    told = ", ".join(f"{bucket[kind]} {kind}" for kind in RESULTS if bucket[kind])
     return Markup("<g><title>{}: {}</title>{}</g>").format(bucket["label"], told, Markup().join(parts)) if parts else Markup()

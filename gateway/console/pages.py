@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from gateway.console.chart import KINDS, bars
+from gateway.console.chart import bars
+from gateway.model import RESULTS
 from gateway.trail.table import minute
 
 _DAY_SECONDS = 86_400
@@ -51,7 +52,7 @@ def _time(unix_seconds: float | None, empty: str = "never") -> Markup:
 
 
 def _sum_of(bucket: Mapping[str, Any]) -> int:
-    return sum(bucket[kind] for kind in KINDS)
+    return sum(bucket[kind] for kind in RESULTS)
 
 
 def _instant(at: str) -> str:

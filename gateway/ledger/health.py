@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +13,8 @@ from gateway.ledger.names import Names
 from gateway.model import SLOTS, Slot
 
 _LOOKED_AT_MAX: Final = 1000
+_LAST_INSTANT: Final = 253_402_300_799
+"""The end of year 9999, in Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class AccountHealth:
     open_intents: int
     oldest_open: float | None
     """None: none is open, or none of those that were looked at tells."""
+    used: Mapping[Slot, tuple[float, str | None]]
+    """By slot when its credential was tried last, and which version of it; nothing of one that never was."""
     unsealed: int | None
     """Records that no sealer told to have sealed; None: there are too many writers to ask."""
 
@@ -72,18 +78,38 @@ async def store_health(client: Any) -> StoreHealth:
 async def account_health(client: Any, account: str) -> AccountHealth:
     """Return how it is with an account. Raises: redis-py's errors."""
     names = Names(account)
-    slot = (await client.get(names.slot) or b"").decode()
+    slot = await client.get(names.slot)
     beats = await client.zrevrange(names.processes, 0, _LOOKED_AT_MAX - 1, withscores=True)
     _, looked_at = await client.hscan(names.open, count=_LOOKED_AT_MAX)
-    begun = [int(first) / 1_000_000 for value in looked_at.values() if (first := value.split(b" ")[0]).isdigit()]
+    begun = [at for value in looked_at.values() if (at := _instant(value.partition(b" ")[0], 1_000_000)) is not None]
     return AccountHealth(
         account=account,
-        active=next((known for known in SLOTS if known == slot), SLOTS[0]),
-        writers=tuple((writer.decode(), at / 1_000_000) for writer, at in beats),
+        active=next((known for known in SLOTS if slot == known.encode()), SLOTS[0]),
+        writers=tuple(
+            (writer.decode(errors="replace"), at) for writer, score in beats if (at := _instant(score, 1_000_000)) is not None
+        ),
         open_intents=await client.hlen(names.open),
         oldest_open=min(begun, default=None),
+        used=_used(await client.hgetall(names.used)),
         unsealed=await _unsealed(client, names),
     )
+
+
+def _used(kept: Any) -> dict[Slot, tuple[float, str | None]]:
+    found, told = dict[Slot, tuple[float, str | None]](), dict(pairs(kept))
+    for slot in SLOTS:
+        said, _, version = told.get(slot.encode(), b"").partition(b" ")
+        if (at := _instant(said)) is not None:
+            found[slot] = at, version.decode(errors="replace") or None
+    return found
+
+
+def _instant(kept: Any, parts: int = 1) -> float | None:
+    """Return Unix seconds that are kept in such parts of a second; None for what no gateway keeps."""
+    with suppress(ValueError):
+        seconds = float(kept) / parts
+        return seconds if 0 <= seconds <= _LAST_INSTANT else None
+    return None
 
 
 async def _unsealed(client: Any, names: Names) -> int | None:

@@ -52,14 +52,19 @@ class Heir:
         clock: Callable[[], float],
         alarm: Callable[[str], None],
         keep_ms: int,
+        ended: Callable[[Record], None] = lambda _: None,
     ) -> None:
-        """`clock` gives Unix seconds; `alarm(event)` is told what somebody should look at; an answer is kept for `keep_ms`."""
+        """`clock` gives Unix seconds; `alarm(event)` is told what somebody should look at; an answer is kept for `keep_ms`.
+
+        `ended(record)` is told of each end that somebody else was to write.
+        """
         self._names = names
         self._folder = folder
         self._batch = batch
         self._clock = clock
         self._alarm = alarm
         self._keep_ms = keep_ms
+        self._ended = ended
         self._locks: dict[str, int] = {}
         self._last: dict[str, int] = {}
         """Number of the last record of those that are closed."""
@@ -94,6 +99,8 @@ class Heir:
         chain = _behind(writer, tip)
         if not await self._send(writer, [chain.link(record) for record in (*closing, ends)], chain.seq):
             raise LedgerDown("fork")
+        for record in closing:
+            self._ended(record)
         return len(closing)
 
     def close(self) -> None:
@@ -156,8 +163,11 @@ class Heir:
         closing = [abort(_read_record(record), "unknown_outcome", now) for record in open_intents.values()]
         # What the journal tells of goes by the journal: Redis may not have been sent yet what closes it.
         closing += [self._end(intent, now) for intent in await self._open_in_redis(writer) if intent not in told]
+        ends = list(closing)
         closing.append(Record(stage="close", at=rfc3339(now), account=self._names.account, why="recovered"))
         append_to(path, [chain.link(record).record for record in closing])
+        for record in ends:
+            self._ended(record)
         return chain.seq - 1
 
     async def _open_in_redis(self, writer: str) -> dict[str, list[str]]:

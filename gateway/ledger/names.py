@@ -28,14 +28,15 @@ class Names:
         self.limits_version = base + "limits:version"
         self.processes = base + "processes"
         self.probe = base + "probe"
-        self._refused = base + "refused:"
+        self.refused = base + "refused:"
+        """Before the number of a span of time: how often each policy refused."""
+        self.ends = base + "ends:"
+        """Before a span of pages and the number of one of theirs: what became of calls."""
+        self.used = base + "used"
+        """By slot: when its credential was tried last, and which version of it."""
         self.checkpoint = base + "checkpoint"
         """Of `KEYS_TAG` alone: until when the trail is sealed, in Unix seconds, and how many records are."""
 
     def once(self, name: str) -> str:
         """Return where the claim on an idempotency key is kept."""
         return self._once + name
-
-    def refused(self, bucket: int) -> str:
-        """Return where refusals of a span of time are counted."""
-        return f"{self._refused}{bucket}"

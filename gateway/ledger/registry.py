@@ -21,6 +21,7 @@ from gateway.errors import Problem, Refusal
 from gateway.keys import KeyEntry, KeyVersion, Registry
 from gateway.ledger import levels
 from gateway.ledger.batch import Batch, LedgerDown
+from gateway.ledger.buckets import Buckets
 from gateway.ledger.chain import Chain
 from gateway.ledger.connect import Connection, pairs
 from gateway.ledger.names import KEYS_TAG, Names
@@ -30,6 +31,7 @@ from gateway.model import Bindings
 
 _FLUSH_EVERY_SECONDS: Final = 1.0
 _BUCKET_SECONDS: Final = 600
+_HOUR_SECONDS: Final = 3600
 _DAY_SECONDS: Final = 86_400
 _IN_FLIGHT_EVERY_SECONDS: Final = 0.02
 _REPLICAS_MS: Final = 1000
@@ -98,7 +100,7 @@ class KeyRegistry:
         base = f"gw:{{{KEYS_TAG}}}:"
         self._keys, self._epoch, self._accounts_key = base + "keys", base + "epoch", base + "accounts"
         self._levels = base + "levels"
-        self._used, self._use, self._warned = base + "used", base + "use:", base + "warned:"
+        self._used, self._warned = base + "used", base + "warned:"
         names = Names(KEYS_TAG)
         self._trail, self._checkpoint = (names.tips, names.audit), names.checkpoint
         self._chain = Chain(writer)
@@ -112,7 +114,7 @@ class KeyRegistry:
         """Ids of entries that cannot be read; to callers they are unknown keys."""
         self._announced = False
         self._read_epoch, self._floor = -1, 0
-        self._counts: Counter[tuple[int, str]] = Counter()
+        self._uses = Buckets(base + "use:", _BUCKET_SECONDS, _DAY_SECONDS)
         self._last: dict[str, float] = {}
 
     @property
@@ -300,26 +302,26 @@ class KeyRegistry:
     def used(self, key_id: str, number: int, at: float) -> None:
         """Count one request under a key; written within a second."""
         name = f"{key_id}.{number}"
-        self._counts[int(at) // _BUCKET_SECONDS, name] += 1
+        self._uses.add(at, name)
         self._last[name] = at
 
     async def uses(self) -> dict[str, KeyUse]:
         """Return the use of every version, as `id.number`. Raises: Refusal `ledger_unavailable`."""
-        latest = int(self._clock()) // _BUCKET_SECONDS
-        buckets = range(latest - _DAY_SECONDS // _BUCKET_SECONDS, latest + 1)
+        now = self._clock()
+        names, lately = self._uses.names(now, _DAY_SECONDS), self._uses.names(now, _HOUR_SECONDS)
         try:
             last, *counted = await asyncio.gather(
                 self._batch.submit("HGETALL", self._used),
-                *(self._batch.submit("HGETALL", f"{self._use}{bucket}") for bucket in buckets),
+                *(self._batch.submit("HGETALL", name) for name in names.values()),
             )
         except LedgerDown as down:
             raise Refusal(Problem.ledger_unavailable, error=str(down)) from None
         day: Counter[str] = Counter()
         hour: Counter[str] = Counter()
-        for bucket, raw in zip(buckets, counted, strict=True):
+        for began, raw in zip(names, counted, strict=True):
             for name, count in pairs(raw):
                 day[name.decode()] += int(count)
-                if bucket >= latest - 3600 // _BUCKET_SECONDS:
+                if began in lately:
                     hour[name.decode()] += int(count)
         seen = {name.decode(): float(at) for name, at in pairs(last)}
         return {name: KeyUse(seen.get(name), hour[name], day[name]) for name in seen.keys() | day.keys()}
@@ -338,19 +340,14 @@ class KeyRegistry:
             await self._flush()
 
     async def _flush(self) -> None:
-        counts, self._counts = self._counts, Counter()
         last, self._last = self._last, {}
-        if not counts and not last:
-            return
-        writes = [self._batch.submit("HSET", self._used, name, f"{at:.3f}") for name, at in last.items()]
-        for (bucket, name), count in counts.items():
-            writes.append(self._batch.submit("HINCRBY", f"{self._use}{bucket}", name, count))
-            writes.append(self._batch.submit("EXPIRE", f"{self._use}{bucket}", _DAY_SECONDS + 2 * _BUCKET_SECONDS))
-        results = await asyncio.gather(*writes, return_exceptions=True)
-        if any(isinstance(result, BaseException) for result in results):
-            # A batch fails as a whole, so this counts nothing twice but when Redis died in its midst.
-            self._counts += counts
-            self._last = {**last, **self._last}
+        words = [word for name, at in last.items() for word in (name, f"{at:.3f}")]
+        try:
+            if words:
+                await self._batch.submit("HSET", self._used, *words)
+        except (LedgerDown, ResponseError):
+            self._last = last | self._last
+        await self._uses.write(self._batch.submit)
 
 
 def write_entry(entry: KeyEntry) -> bytes:

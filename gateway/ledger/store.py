@@ -28,8 +28,10 @@ from gateway.errors import Problem, Refusal
 from gateway.floods import Floods
 from gateway.ledger import limits
 from gateway.ledger.batch import OVERLOAD, Batch, LedgerDown
+from gateway.ledger.buckets import Buckets
 from gateway.ledger.chain import Claim, read_tip
 from gateway.ledger.connect import Connection, pairs
+from gateway.ledger.ends import Ends
 from gateway.ledger.heir import Heir
 from gateway.ledger.journal import Journal
 from gateway.ledger.names import Names
@@ -71,7 +73,7 @@ _BEAT_EVERY_SECONDS: Final = 1.0
 _DEAD_AFTER_US: Final = 5_000_000
 _ANOTHER: Final = "?"
 """A version of the limits that nobody has."""
-BUCKET_SECONDS: Final = 600
+_BUCKET_SECONDS: Final = 600
 _KEPT: Final = re.compile(rb"(\d+) ([1-9]\d*) ([1-9]\d*)")
 """What the admit script keeps of a limit: a time, its interval and its burst."""
 _HOUR_SECONDS: Final = 3600
@@ -155,7 +157,9 @@ class RedisLedger:
             connection.exchange, timeout_seconds, connection.reconnect, self._changed, names.probe, self._journal_first
         )
         self._trail = TrailWriter(names, writer, journal, self._batch, now, alarm, partial(self._of_itself, "open"))
-        self._heir = Heir(names, journal.folder, self._batch, clock, alarm, claims.keep_ms)
+        self._ends = Ends(names)
+        self._refused = Buckets(names.refused, _BUCKET_SECONDS, _HOUR_SECONDS)
+        self._heir = Heir(names, journal.folder, self._batch, clock, alarm, claims.keep_ms, self.ended)
         self._floods = Floods()
         self._tell_changed = changed
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -184,7 +188,6 @@ class RedisLedger:
         """By event, what somebody should have looked at."""
         self.repeats: Counter[str] = Counter()
         """How often this process was asked for a call again, by how that call stood."""
-        self._uncounted: Counter[tuple[int, str]] = Counter()
 
     @property
     def account(self) -> str:
@@ -429,10 +432,8 @@ class RedisLedger:
         Raises: Refusal `ledger_unavailable`.
         """
         total: Counter[tuple[str, bool]] = Counter()
-        latest = int(self._clock()) // BUCKET_SECONDS
-        for bucket in range(latest - _HOUR_SECONDS // BUCKET_SECONDS, latest + 1):
-            raw = await self._asked("HGETALL", self._names.refused(bucket))
-            for name, count in pairs(raw):
+        for bucket in self._refused.names(self._clock(), _HOUR_SECONDS).values():
+            for name, count in pairs(await self._asked("HGETALL", bucket)):
                 shadow, _, policy = name.decode().partition(" ")
                 total[policy, shadow == "shadow"] += int(count)
         return total
@@ -464,6 +465,8 @@ class RedisLedger:
 
     def settle(self, record: Record, held: Held | None = None, claimed: Claimed | None = None) -> None:
         """Send what closes a call, and give its places and its key back; what Redis does not take now, it takes later."""
+        if record.stage == "outcome":
+            self._ends.tried(record, self._clock())
         if held is not None and held.keys:
             if self._limiter is not None:
                 self._limiter.release(held.keys, held.holder)
@@ -473,6 +476,10 @@ class RedisLedger:
             self._trail.send(record, None if claimed is None else self._claim(claimed))
             # The caller is answered next: after that, a kill must not take away what it was answered.
             self._journal_first()
+
+    def ended(self, record: Record) -> None:
+        """Count a request by the last record of it."""
+        self._ends.ended(record, self._clock())
 
     def _operands(
         self, call: Call, charges: tuple[Charge, ...], decided_by: tuple[int, str, str, int]
@@ -595,14 +602,13 @@ class RedisLedger:
         self._batch.submit("ZREM", key, holder).add_done_callback(freed)
 
     def _count(self, found: Verdict) -> None:
-        bucket = int(self._clock()) // BUCKET_SECONDS
         meters, refused = found.meters, False
         for meter in meters:
             if not meter.admitted:
                 policy, shadow = meter.limit.policy, meter.limit.shadow
                 refused = refused or not shadow
                 self.refusals[policy, shadow] += 1
-                self._uncounted[bucket, f"{'shadow' if shadow else 'enforce'} {policy}"] += 1
+                self._refused.add(self._clock(), f"{'shadow' if shadow else 'enforce'} {policy}")
         self._recent.append(meters)
         if not refused:
             limits_met = tuple([meter.limit for meter in meters])
@@ -656,8 +662,10 @@ class RedisLedger:
     def _changed(self, up: bool, why: str) -> None:
         if self._serving is not None:
             self._trail.send(self._of_itself("recovered" if up else "degraded", why or None))
-        self.outages += not up
-        if up:
+        if not up:
+            self.outages += 1
+            self._ends.lost_redis(self._clock())
+        else:
             self._limiter = None
             doubtful, self._doubtful = self._doubtful, deque(maxlen=_DOUBTFUL_MAX)
             for key, holder in doubtful:
@@ -687,14 +695,7 @@ class RedisLedger:
             self._alarm("journal.unsealed_forgotten")
 
     async def _write_counts(self) -> None:
-        counts, self._uncounted = self._uncounted, Counter()
-        writes = []
-        for (bucket, name), count in counts.items():
-            writes.append(self._batch.submit("HINCRBY", self._names.refused(bucket), name, count))
-            writes.append(self._batch.submit("EXPIRE", self._names.refused(bucket), _HOUR_SECONDS + 2 * BUCKET_SECONDS))
-        results = await asyncio.gather(*writes, return_exceptions=True)
-        if any(isinstance(result, BaseException) for result in results):
-            self._uncounted += counts
+        await asyncio.gather(self._refused.write(self._batch.submit), self._ends.write(self._batch.submit))
 
 
 @lru_cache(maxsize=4096)

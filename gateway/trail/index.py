@@ -29,7 +29,7 @@ import msgspec
 
 from gateway.audit import rfc3339
 from gateway.errors import Complaint
-from gateway.model import NUMBER_FIELDS
+from gateway.model import NUMBER_FIELDS, RESULTS
 
 _VERSION: Final = 1
 """Of the tables below, as `PRAGMA user_version`: an index of another version is made anew."""
@@ -66,7 +66,6 @@ _SOUGHT: Final = ("stage", "account", "service", "key_id", "source", "decision",
 _KINDS: Final[dict[str, type]] = {**dict.fromkeys((*_SOUGHT, "pseudonym_key"), str), "code": int}
 """The fields whose values are words, and what these have to be."""
 _CLOSING: Final = ("outcome", "refusal", "abort")
-_RESULTS: Final = ("answered", "refused", "failed", "unknown")
 # Without a sound file there is no answer; all else (no room, no right, somebody's lock) is the machine's trouble.
 _UNSOUND: Final = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 _WRITTEN: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
@@ -263,7 +262,7 @@ class Index:
         span = _span(since, until)
         with self._transaction():
             closing_words = [self._known("stage", stage) for stage in _CLOSING]
-            result_words = {result: self._known("result", result) for result in _RESULTS}
+            result_words = {result: self._known("result", result) for result in RESULTS}
             services = self._db.execute("SELECT text, id FROM words WHERE field = 'service'").fetchall()
             for block in self._blocks():
                 closed = self._within(block, self._any(block, closing_words), *span)
@@ -283,7 +282,7 @@ class Index:
                             for result, ended_so in results.items():
                                 tally[result] += (calls & ended_so).bit_count()
         rows = sorted(counts.items(), key=lambda item: (item[0][0], item[0][1] or ""))
-        return [Day(service, day, tally["calls"], *(tally[result] for result in _RESULTS)) for (day, service), tally in rows]
+        return [Day(service, day, tally["calls"], *(tally[result] for result in RESULTS)) for (day, service), tally in rows]
 
     def pseudonym_keys(self) -> list[PseudonymKey]:
         """Tell of each key that made pseudonyms of records, in the order of their ids. Raises: BrokenIndex, OSError."""

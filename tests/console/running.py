@@ -27,8 +27,10 @@ from gateway.console.keys import ROLES
 from gateway.console.visit import Route
 from gateway.keyring import key_record
 from gateway.keys import KeyEntry, KeyVersion
+from gateway.ledger.batch import Batch
 from gateway.ledger.chain import Chain
 from gateway.ledger.connect import connect
+from gateway.ledger.ends import Ends
 from gateway.ledger.names import KEYS_TAG, Names
 from gateway.ledger.registry import KeyRegistry
 from gateway.model import Bindings
@@ -150,6 +152,10 @@ port = {self._port}
         words = ("caller:dialler", "20/s", "--burst", "100", "--for", "2h", "--account", "main", "--why", HOSTILE)
         self.cli("limits", "set", *words)
 
+    def write_ends(self, ends: Ends) -> None:
+        """Write what was counted of calls."""
+        _run(_write_ends(self.redis.url, ends))
+
 
 def path_of(route: Route, key: str = "crmkeyid00") -> str:
     """Return the path of a route to something that `fill` made."""
@@ -191,10 +197,16 @@ async def _fill(url: str, calls: int) -> None:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client.from_url(url))
         await _fill_keys(stack, url, client, now)
-        chain, newest = Chain(WRITER), 0
+        chain, newest, ends = Chain(WRITER), 0, Ends(Names("main"))
 
         async def put(record: Record, at: float, opens: bool = False) -> str:
             nonlocal newest
+            if record.stage in ("outcome", "refusal"):
+                for _ in range(record.count):
+                    ends.ended(record, at)
+                ends.tried(record, at)
+            elif record.stage == "degraded":
+                ends.lost_redis(at)
             link, newest = chain.link(record), max(newest, int(at * 1000))
             await client.xadd(Names("main").audit, {"r": link.record}, id=f"{newest}-*")
             if opens:
@@ -223,11 +235,27 @@ async def _fill(url: str, calls: int) -> None:
                 operation="end",
             )
             await put(made, now - 5 + number / 100, opens=True)
+        await _write_ends(url, ends)
         names = Names("main")
         await client.hset(names.tips, chain.writer, f"{chain.seq - 1} {'0' * 64}")
         await client.hset(names.sealed, chain.writer, chain.seq - 4)
         await client.zadd(names.processes, {chain.writer: int(now * 1_000_000), HOSTILE: int((now - 90) * 1_000_000)})
         await client.set(names.slot, "secondary")
+
+
+async def _write_ends(url: str, ends: Ends) -> None:
+    connection = connect(RedisSettings(url=url), None, read_seconds=None)
+    batch = Batch(connection.exchange, 30.0, connection.reconnect, lambda *_: None, "probe")
+    written: list[tuple[Any, ...]] = [("",)]
+
+    def submit(*command: Any) -> Any:
+        written.append(command)
+        return batch.submit(*command)
+
+    while written:
+        written.clear()
+        await ends.write(submit)
+    await connection.aclose()
 
 
 async def _fill_limits(url: str) -> None:
@@ -241,7 +269,8 @@ async def _fill_limits(url: str) -> None:
             ("sweep", "dialler", 3_600_000, 412),
         ):
             await client.set(f"gw:{{main}}:limit:{policy}:{subject}", f"{now_us + used * interval} {interval} 1000")
-        await client.hset(Names("main").refused(int(time.time()) // 600), mapping={"enforce caller": 37, "shadow sweep": 412})
+        refused = f"{Names('main').refused}{int(time.time()) // 600}"
+        await client.hset(refused, mapping={"enforce caller": 37, "shadow sweep": 412})
 
 
 async def _fill_keys(stack: AsyncExitStack, url: str, client: Client, now: float) -> None:
