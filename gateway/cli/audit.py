@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
-from gateway.cli.opened import operator, tell, warn_of_what_is_elsewhere, with_store
+from gateway.cli.opened import operator, tell, with_store
 from gateway.cli.seal import add_seal
 from gateway.model import RESULTS
 from gateway.opened import Opened, UsageError, instant
@@ -93,7 +93,6 @@ def _tail(arguments: argparse.Namespace) -> int:
 def _search(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         query = await _query(arguments, opened)
-        await warn_of_what_is_elsewhere(opened)
         async with _trail(arguments, opened) as trail:
             if arguments.page is not None:
                 return await _one_page(arguments, trail, query)
@@ -106,7 +105,7 @@ def _search(arguments: argparse.Namespace) -> int:
             _print(rows, arguments.json)
         return 0 if rows else 1
 
-    return with_store(arguments, work)
+    return with_store(arguments, work, reads_trail=True)
 
 
 async def _one_page(arguments: argparse.Namespace, trail: Trail, query: Query) -> int:
@@ -123,13 +122,12 @@ async def _one_page(arguments: argparse.Namespace, trail: Trail, query: Query) -
 def _unknown(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         query = Query(result="unknown", since=instant("--since", arguments.since), until=instant("--until", arguments.until))
-        await warn_of_what_is_elsewhere(opened)
         async with opened.trail(opened.accounts(None)) as trail:
             rows = [row async for row in trail.search(query)]
         _print(rows, arguments.json)
         return 1 if rows else 0
 
-    return with_store(arguments, work)
+    return with_store(arguments, work, reads_trail=True)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.cli.candidate import read_candidate
-from gateway.cli.opened import operator, tell, warn_of_what_is_elsewhere, with_store
+from gateway.cli.opened import operator, tell, with_store
 from gateway.cli.replay import add_replay
 from gateway.config import ConfigError
 from gateway.document import shown
@@ -164,18 +164,16 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _history(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        await warn_of_what_is_elsewhere(opened)
         async with opened.trail(opened.accounts(arguments.account)) as trail:
             read = await read_changes(trail)
         tell(sorted(read.rows, key=lambda row: row["at"]), change_table, as_json=arguments.json)
         return 0
 
-    return with_store(arguments, work)
+    return with_store(arguments, work, reads_trail=True)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
-        await warn_of_what_is_elsewhere(opened)
         async with opened.trail(opened.accounts(None)) as trail:
             records = [row async for row in trail.search(Query(request_id=arguments.request_id))]
         if not records:
@@ -193,7 +191,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             print("No limit was looked at: it ended before, or has no outcome yet.")
         return 0
 
-    return with_store(arguments, work)
+    return with_store(arguments, work, reads_trail=True)
 
 
 async def _make(

@@ -34,8 +34,11 @@ def tell(rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], Tab
         show(table(rows))
 
 
-def with_store(arguments: argparse.Namespace, work: Callable[[Opened], Awaitable[int]]) -> int:
-    """Run work on the keys and ledgers, on the embedded server where no Redis is configured."""
+def with_store(arguments: argparse.Namespace, work: Callable[[Opened], Awaitable[int]], *, reads_trail: bool = False) -> int:
+    """Run work on the keys and ledgers, on the embedded server where no Redis is configured.
+
+    `reads_trail`: say where what is read of the trail is not all there is.
+    """
     settings, _ = read_settings(arguments, beside_demo=True)
     folder = embedded.state_folder(settings.server.state_dir, os.environ)
 
@@ -47,7 +50,10 @@ def with_store(arguments: argparse.Namespace, work: Callable[[Opened], Awaitable
                 stack.callback(store.close)
                 found = replace(settings, redis=replace(settings.redis, url=store.url))
             async with opening(found, folder) as opened:
-                return await work(opened)
+                code = await work(opened)
+                if reads_trail:
+                    await _warn_of_what_is_elsewhere(opened)
+                return code
 
     return asyncio.run(run())
 
@@ -60,8 +66,7 @@ def operator() -> str:
         return f"uid {os.getuid()}"
 
 
-async def warn_of_what_is_elsewhere(opened: Opened) -> None:
-    """Say where what is read is not all there is: something is sealed, and not on this machine."""
+async def _warn_of_what_is_elsewhere(opened: Opened) -> None:
     if opened.reader is None and await opened.registry.checkpoint() is not None:
         print(
             "gateway: the sealed trail is not here, so this is only what Redis still has (audit.stream_hours); run it where "

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from gateway.admission import Policies
 from gateway.cli.candidate import read_candidate
-from gateway.cli.opened import warn_of_what_is_elsewhere, with_store
+from gateway.cli.opened import with_store
 from gateway.config import ConfigError
 from gateway.limits.trial import CANDIDATE, Span, candidate, report, tried
 from gateway.model import DIMENSIONS
@@ -57,7 +57,6 @@ def _replay(arguments: argparse.Namespace) -> int:
     async def work(opened: Opened) -> int:
         unknown: Counter[str] = Counter()
         replays = []
-        await warn_of_what_is_elsewhere(opened)
         progress = _Progress()
         for account in opened.accounts(arguments.account):
             policies = await _policies(arguments, opened, account)
@@ -74,7 +73,7 @@ def _replay(arguments: argparse.Namespace) -> int:
             _print(told, by_hour)
         return 0
 
-    return with_store(arguments, work)
+    return with_store(arguments, work, reads_trail=True)
 
 
 async def _policies(arguments: argparse.Namespace, opened: Opened, account: str) -> Policies:

@@ -82,6 +82,30 @@ def test_pages_go_back_to_the_first_record(sealed: Stack) -> None:
     assert sealed.cli("audit", "search", "--page", "nonsense", check=False).returncode == 2
 
 
+def test_where_the_sealed_trail_is_elsewhere_commands_say_so(
+    sealed: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Redis still has is not all there is, and nobody is to think so; beside the sealer there is nothing to say."""
+    request_id, *_ = called(sealed)
+    until(lambda: "gateway_checkpoint_records" in sealed.metrics(), what="a checkpoint")
+    elsewhere = tmp_path / "elsewhere.toml"
+    elsewhere.write_text(sealed.config.read_text().replace("[audit]", f'[audit]\narchive = "{tmp_path / "none"}"'))
+
+    def says_so(*words: str) -> bool:
+        done = sealed.cli(*words, check=False)
+        assert done.returncode in (0, 1), done.stderr
+        return "the sealed trail is not here" in done.stderr
+
+    reading = [
+        ("audit", "search", "--request-id", request_id), ("audit", "unknown"), ("limits", "history"),
+        ("limits", "explain", request_id), ("limits", "replay", "--rate", "5/s", "--burst", "9", "--since", "1h"),
+    ]  # fmt: skip
+    assert not any(says_so(*words) for words in reading)
+    monkeypatch.setattr(sealed, "config", elsewhere)
+    assert [words for words in reading if not says_so(*words)] == []
+    assert not says_so("keys", "list")
+
+
 def test_sound_until_it_is_touched(sealed: Stack, tmp_path: Path) -> None:
     """0 for the trail as it is; 1 with the altered row's name; 2 for a tail cut off or a checkpoint rolled back; 3 for no trail."""
     request_id, *_ = called(sealed)
