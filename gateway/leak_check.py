@@ -33,7 +33,7 @@ from http_message_signatures import HTTPMessageSigner, algorithms
 
 from gateway import embedded
 from gateway.config import Redis
-from gateway.ledger.connect import opened
+from gateway.ledger.connect import connect
 from gateway.model import UNSET_PATH
 from gateway.processes import Child, ProcessError, command
 from gateway.sandbox.faults import ANSWERS
@@ -486,7 +486,7 @@ def _exchanged(url: str, raw: bytes) -> bytes:
 async def _contents(settings: Redis) -> bytes:
     """Return every key and value, as Redis tells them."""
     found: list[Any] = []
-    async with opened(settings, None, read_seconds=10.0) as client:
+    async with connect(settings, None, read_seconds=10.0).client as client:
         async for key in client.scan_iter():
             kind = await client.type(key)
             read = {

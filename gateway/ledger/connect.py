@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -135,17 +135,6 @@ def _direct(client: Redis) -> Redis:
     pool = client.connection_pool
     pool.connection_class = type("DirectConnection", (_Direct, pool.connection_class), {})
     return client
-
-
-@asynccontextmanager
-async def opened(settings: Settings, password: Secret | None, *, read_seconds: float) -> AsyncIterator[Any]:
-    """Open a client for a command. Raises: as `refusing`."""
-    connection = connect(settings, password, read_seconds=read_seconds)
-    try:
-        with refusing():
-            yield connection.client
-    finally:
-        await connection.aclose()
 
 
 @contextmanager
