@@ -154,7 +154,7 @@ def _slots(health: AccountHealth, events: Mapping[Event, int], configured: Accou
     told = []
     for slot in SLOTS:
         if configured.slot(slot).given:
-            at, version = health.used.get(slot, (None, None))
+            at, version = health.tried.get(slot, (None, None))
             rejected = events.get(Tried(slot, rejected=True), 0)
             used = rejected + events.get(Tried(slot, rejected=False), 0)
             told.append(

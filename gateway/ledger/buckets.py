@@ -21,7 +21,7 @@ class Buckets:
 
         `encode`: returns a name as it is kept.
         """
-        self.seconds: Final = seconds
+        self._seconds = seconds
         self._base = base
         self._kept_seconds = kept_seconds
         self._encode = encode
@@ -32,11 +32,11 @@ class Buckets:
 
     def add(self, at: float, name: Hashable, count: int = 1) -> None:
         """Count. `at`: Unix seconds."""
-        bucket = int(at) // self.seconds
+        bucket = int(at) // self._seconds
         if bucket > self._newest:
             self._newest = bucket
             if self._fresh:  # While Redis is away they gather.
-                oldest = bucket - self._kept_seconds // self.seconds
+                oldest = bucket - self._kept_seconds // self._seconds
                 self._fresh = Counter({key: found for key, found in self._fresh.items() if key[0] >= oldest})
         self._fresh[bucket, name] += count
 
@@ -50,7 +50,7 @@ class Buckets:
         for key in counts:
             del self._fresh[key]
         self._lasting |= {bucket for bucket, _ in counts}
-        lasting, kept = list(self._lasting), self._kept_seconds + 2 * self.seconds
+        lasting, kept = list(self._lasting), self._kept_seconds + 2 * self._seconds
         added = [submit("HINCRBY", self._name(bucket), self._encode(name), count) for (bucket, name), count in counts.items()]
         ending = [submit("EXPIRE", self._name(bucket), kept) for bucket in lasting]
         answers = await asyncio.gather(*added, *ending, return_exceptions=True)
@@ -63,8 +63,8 @@ class Buckets:
 
     def names(self, now: float, seconds: float) -> dict[int, str]:
         """Return the hashes of a span of time up to now, oldest first, each by the Unix second in which it begins."""
-        buckets = range(int(now - seconds) // self.seconds, int(now) // self.seconds + 1)
-        return {bucket * self.seconds: self._name(bucket) for bucket in buckets}
+        buckets = range(int(now - seconds) // self._seconds, int(now) // self._seconds + 1)
+        return {bucket * self._seconds: self._name(bucket) for bucket in buckets}
 
     def _name(self, bucket: int) -> str:
         return f"{self._base}{bucket}"

@@ -103,7 +103,7 @@ class Ends:
         words = [word for slot, (at, version) in used.items() for word in (slot, f"{at:.3f} {version}")]
         try:
             if words:
-                await submit("HSET", self._names.used, *words)
+                await submit("HSET", self._names.tried, *words)
         except (LedgerDown, ResponseError):
             self._used = used | self._used
 

@@ -50,7 +50,7 @@ class AccountHealth:
     open_intents: int
     oldest_open: float | None
     """None: none is open, or none of those that were looked at tells."""
-    used: Mapping[Slot, tuple[float, str | None]]
+    tried: Mapping[Slot, tuple[float, str | None]]
     """By slot when its credential was tried last, and which version of it; nothing of one that never was."""
     unsealed: int | None
     """Records that no sealer told to have sealed; None: there are too many writers to ask."""
@@ -90,12 +90,12 @@ async def account_health(client: Any, account: str) -> AccountHealth:
         ),
         open_intents=await client.hlen(names.open),
         oldest_open=min(begun, default=None),
-        used=_used(await client.hgetall(names.used)),
+        tried=_tried(await client.hgetall(names.tried)),
         unsealed=await _unsealed(client, names),
     )
 
 
-def _used(kept: Any) -> dict[Slot, tuple[float, str | None]]:
+def _tried(kept: Any) -> dict[Slot, tuple[float, str | None]]:
     found, told = dict[Slot, tuple[float, str | None]](), dict(pairs(kept))
     for slot in SLOTS:
         said, _, version = told.get(slot.encode(), b"").partition(b" ")

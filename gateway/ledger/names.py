@@ -32,7 +32,7 @@ class Names:
         """Before the number of a span of time: how often each policy refused."""
         self.ends = base + "ends:"
         """Before a span of pages and the number of one of theirs: what became of calls."""
-        self.used = base + "used"
+        self.tried = base + "tried"
         """By slot: when its credential was tried last, and which version of it."""
         self.checkpoint = base + "checkpoint"
         """Of `KEYS_TAG` alone: until when the trail is sealed, in Unix seconds, and how many records are."""

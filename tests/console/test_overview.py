@@ -133,7 +133,7 @@ def test_what_else_stands_among_counts_is_passed_over(begin: Callable[..., Conso
         client.hset(name, mapping={**dict.fromkeys(odd, 7), good: 2, good.replace("crm", "dialler"): "many"})
         client.zadd("gw:{main}:processes", {"late": float("inf"), b"\xff": time.time() * 1_000_000})
         client.hset("gw:{main}:open", "host-1", "9" * 40 + " crmkeyid00.1")
-        client.hset("gw:{main}:used", mapping={"primary": "never v1", "secondary": "9" * 30 + " \xff", "third": "1 v1"})
+        client.hset("gw:{main}:tried", mapping={"primary": "never v1", "secondary": "9" * 30 + " \xff", "third": "1 v1"})
     visitor = console.browser("auditor")
     data = visitor.get("/overview.json").json()
 

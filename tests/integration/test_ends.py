@@ -89,7 +89,7 @@ def test_a_rejected_credential_is_a_try_of_its_own(start: Callable[..., Stack], 
 
     async def used() -> Any:
         async with Client.from_url(stack.redis.url) as client:
-            return (await account_health(client, "test")).used
+            return (await account_health(client, "test")).tried
 
     found = asyncio.run(used())
     versions = {record["slot"]: record["credential"] for record in stack.stream() if record["stage"] == "outcome"}
