@@ -20,6 +20,8 @@ from gateway.model import OPERATIONS, Admission, Arrival, Attempt, Bindings, Cal
 from gateway.normalisation import normalise, outcome_of
 from gateway.slots import is_rejection, shows_acceptance
 
+PROVING: Final = "proving"
+"""Stands where a key's id stands."""
 _NOBODY: Final = PhoneNumber("910000000000", "+910000000000", "IN")
 """Nobody's number."""
 _DECIDED_BY_NO_KEY: Final = 2**53
@@ -50,7 +52,7 @@ class Prover:
     async def prove(self, credential: VendorCredential, operator: str) -> Proof:
         """Make one recorded call with a credential. Raises: Refusal `ledger_unavailable`."""
         auditor, ledger = self.account.auditor, self.account.ledger
-        caller = Caller(f"operator:{operator}", "proving", Bindings())
+        caller = Caller(f"operator:{operator}", PROVING, Bindings())
         call = Call(caller, self.name, OPERATIONS[0], {"m1": _NOBODY, "m2": _NOBODY}, expiry_duration=-1)
         arrival = Arrival(self.new_id(), self.clock(), b"")
         attempt = Attempt(1, credential.slot, credential.version)

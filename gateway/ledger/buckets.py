@@ -26,30 +26,32 @@ class Buckets:
         self._kept_seconds = kept_seconds
         self._encode = encode
         self._fresh: Counter[tuple[int, Hashable]] = Counter()
-        self._newest = 0
+        self._latest = 0
         self._lasting: set[int] = set()
         """Of which Redis is not known to know when they go."""
 
     def add(self, at: float, name: Hashable, count: int = 1) -> None:
         """Count. `at`: Unix seconds."""
         bucket = int(at) // self._seconds
-        if bucket > self._newest:
-            self._newest = bucket
+        if bucket != self._latest:
+            self._latest = bucket
             if self._fresh:  # While Redis is away they gather.
                 oldest = bucket - self._kept_seconds // self._seconds
                 self._fresh = Counter({key: found for key, found in self._fresh.items() if key[0] >= oldest})
         self._fresh[bucket, name] += count
 
-    async def write(self, submit: Submit) -> None:
-        """Add what was counted to what Redis has; what it does not take is kept for the next time.
+    async def write(self, submit: Submit) -> bool:
+        """Add some of what was counted to what Redis has; say whether it took all of that, and there is more.
 
-        Of a command that was not answered nobody knows whether it was carried out: its count may then be told twice.
+        What it does not take is kept. Of a command that was not answered nobody knows whether it was carried out: its count may
+        be told twice then.
         """
         # After a long outage there is much, and calls go by the same way.
         counts = dict(islice(self._fresh.items(), _AT_ONCE))
         for key in counts:
             del self._fresh[key]
         self._lasting |= {bucket for bucket, _ in counts}
+        more = bool(self._fresh)
         lasting, kept = list(self._lasting), self._kept_seconds + 2 * self._seconds
         added = [submit("HINCRBY", self._name(bucket), self._encode(name), count) for (bucket, name), count in counts.items()]
         ending = [submit("EXPIRE", self._name(bucket), kept) for bucket in lasting]
@@ -57,9 +59,11 @@ class Buckets:
         for (key, count), answer in zip(counts.items(), answers, strict=False):
             if isinstance(answer, BaseException):
                 self._fresh[key] += count
+                more = False
         for bucket, answer in zip(lasting, answers[len(added) :], strict=True):
             if not isinstance(answer, BaseException):
                 self._lasting.discard(bucket)
+        return more
 
     def names(self, now: float, seconds: float) -> dict[int, str]:
         """Return the hashes of a span of time up to now, oldest first, each by the Unix second in which it begins."""

@@ -1,7 +1,7 @@
 """What became of calls lately, counted by all processes of an account: for pages that tell how it is, however many calls.
 
-Proof is what the trail tells; these are counts, as good as those of metrics: what a killed process counted in its last second
-is missing, and they go when Redis forgets.
+Proof is what the trail tells; these are counts, as good as those of metrics. What a process counted that is killed before it is
+written, within a second, or while Redis is away, is missing, and all go when Redis forgets.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ Span = Literal["hour", "day"]
 _SPANS: Final[dict[Span, tuple[int, int]]] = {"hour": (60, 60), "day": (48, 1800)}
 """How many buckets a page is about, and the seconds of each."""
 _WITHIN_MS: Final = tuple(round(10 ** (step / 12), 2) for step in range(61))
-"""1 ms to 100 s: what is told of a duration is never less than it was, and a fifth more at most."""
+"""1 ms to 100 s: what is told of a duration between these is never less than it was, and 22 % more at most."""
+_BOUNDS: Final = frozenset((None, *_WITHIN_MS))
+_COUNT_MAX: Final = 1 << 63
+TRIED_MAX: Final = 32
+"""Versions of credentials of which it is kept when they were tried last."""
 
 
 class Ended(msgspec.Struct, array_like=True, frozen=True, tag="end"):
@@ -56,7 +60,7 @@ class Tried(msgspec.Struct, array_like=True, frozen=True, tag="try"):
 
 
 class Outage(msgspec.Struct, array_like=True, frozen=True, tag="outage"):
-    """One process lost Redis."""
+    """One process was without Redis; counted again and again while it is."""
 
 
 Event = Ended | Tried | Outage
@@ -73,7 +77,7 @@ class Ends:
         self._minute = 0
         self._fresh: Counter[tuple[object, ...]] = Counter()
         """Events of that minute, as they are kept: to make a struct of each would cost a call as much as all else here."""
-        self._used: dict[str, tuple[float, str]] = {}
+        self._tried: dict[str, tuple[float, str]] = {}
 
     def ended(self, record: Record, at: float) -> None:
         """Count a request by the last record of it. `at`: Unix seconds."""
@@ -86,26 +90,32 @@ class Ends:
         """Count a try by its outcome. `at`: Unix seconds."""
         if record.slot is not None:
             problem = Problem.__members__.get(record.problem) if record.problem is not None else None
-            self._count(at, ("try", record.slot, is_rejection(problem)))
-            self._used[record.slot] = at, record.credential or ""
+            # Of the second of two credentials that were both rejected the caller is told so.
+            rejected = is_rejection(problem) or problem is Problem.upstream_credentials_rejected
+            self._count(at, ("try", record.slot, rejected))
+            self._tried[record.slot] = at, record.credential or ""
 
-    def lost_redis(self, at: float) -> None:
-        """Count an outage. `at`: Unix seconds."""
+    def without_redis(self, at: float) -> None:
+        """Count an outage, where it begins and while it lasts. `at`: Unix seconds."""
         self._count(at, ("outage",))
 
-    async def write(self, submit: Submit) -> None:
-        """Add what was counted to what Redis has; what it does not take is kept for the next time."""
+    async def write(self, submit: Submit) -> bool:
+        """Add some of what was counted to what Redis has; say whether it took all of that, and there is more."""
         self._gather()
-        await asyncio.gather(self._write_used(submit), *(buckets.write(submit) for buckets in self._spans))
+        _, *more = await asyncio.gather(self._write_tried(submit), *(buckets.write(submit) for buckets in self._spans))
+        return any(more)
 
-    async def _write_used(self, submit: Submit) -> None:
-        used, self._used = self._used, {}
-        words = [word for slot, (at, version) in used.items() for word in (slot, f"{at:.3f} {version}")]
+    async def _write_tried(self, submit: Submit) -> None:
+        if not self._tried:
+            return
+        tried, self._tried = self._tried, {}
+        words = [word for slot, (at, version) in tried.items() for word in (f"{at:.3f}", f"{slot} {version}")]
         try:
-            if words:
-                await submit("HSET", self._names.tried, *words)
+            # Who was without Redis may bring what is older than what others brought meanwhile.
+            await submit("ZADD", self._names.tried, "GT", *words)
+            await submit("ZREMRANGEBYRANK", self._names.tried, 0, -1 - TRIED_MAX)
         except (LedgerDown, ResponseError):
-            self._used = used | self._used
+            self._tried = tried | self._tried
 
     def _count(self, at: float, event: tuple[object, ...]) -> None:
         minute = int(at) // 60
@@ -132,7 +142,11 @@ async def read_ends(client: Any, account: str, span: Span, now: float) -> dict[i
         for name in names.values():
             pipe.hgetall(name)
         kept = await pipe.execute()
-    return {at: _read_bucket(raw) for at, raw in zip(names, kept, strict=True)}
+    found = {}
+    for at, raw in zip(names, kept, strict=True):
+        found[at] = _read_bucket(raw)
+        await asyncio.sleep(0)  # There may be much in each, and others wait for their pages.
+    return found
 
 
 def _read_bucket(raw: Any) -> Counter[Event]:
@@ -140,7 +154,9 @@ def _read_bucket(raw: Any) -> Counter[Event]:
     for name, count in pairs(raw):
         # Whoever can write to Redis may have written something else.
         with suppress(msgspec.MsgspecError, UnicodeDecodeError, ValueError):
-            found[_read(name)] += int(count)
+            event, times = _read(name), int(count)
+            if 0 < times < _COUNT_MAX and getattr(event, "within_ms", None) in _BOUNDS:
+                found[event] += times
     return found
 
 

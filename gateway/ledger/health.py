@@ -90,17 +90,17 @@ async def account_health(client: Any, account: str) -> AccountHealth:
         ),
         open_intents=await client.hlen(names.open),
         oldest_open=min(begun, default=None),
-        tried=_tried(await client.hgetall(names.tried)),
+        tried=_tried(await client.zrange(names.tried, 0, -1, withscores=True)),
         unsealed=await _unsealed(client, names),
     )
 
 
 def _tried(kept: Any) -> dict[Slot, tuple[float, str | None]]:
-    found, told = dict[Slot, tuple[float, str | None]](), dict(pairs(kept))
-    for slot in SLOTS:
-        said, _, version = told.get(slot.encode(), b"").partition(b" ")
-        if (at := _instant(said)) is not None:
-            found[slot] = at, version.decode(errors="replace") or None
+    found: dict[Slot, tuple[float, str | None]] = {}
+    for name, score in kept:  # The newest last.
+        told, _, version = name.partition(b" ")
+        if (at := _instant(score)) is not None:
+            found |= {slot: (at, version.decode(errors="replace") or None) for slot in SLOTS if told == slot.encode()}
     return found
 
 

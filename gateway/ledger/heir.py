@@ -36,6 +36,7 @@ from gateway.ledger.names import Names
 from gateway.ledger.writer import AGAIN, RESUMED, append_command
 from gateway.model import Outcome
 from gateway.normalisation import carried_out, outcome_of
+from gateway.proving import PROVING
 
 _AT_ONCE: Final = 500
 _read_record = msgspec.json.Decoder(Record).decode
@@ -163,10 +164,11 @@ class Heir:
         closing = [abort(_read_record(record), "unknown_outcome", now) for record in open_intents.values()]
         # What the journal tells of goes by the journal: Redis may not have been sent yet what closes it.
         closing += [self._end(intent, now) for intent in await self._open_in_redis(writer) if intent not in told]
-        ends = list(closing)
+        # A call may have left more than one try open; and a credential that was to be proved is nobody's call.
+        ends = {record.request_id or record.intent: record for record in closing if record.key_id != PROVING}
         closing.append(Record(stage="close", at=rfc3339(now), account=self._names.account, why="recovered"))
         append_to(path, [chain.link(record).record for record in closing])
-        for record in ends:
+        for record in ends.values():
             self._ended(record)
         return chain.seq - 1
 

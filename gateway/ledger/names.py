@@ -33,7 +33,7 @@ class Names:
         self.ends = base + "ends:"
         """Before a span of pages and the number of one of theirs: what became of calls."""
         self.tried = base + "tried"
-        """By slot: when its credential was tried last, and which version of it."""
+        """By slot and version of a credential: when it was tried last, in Unix seconds."""
         self.checkpoint = base + "checkpoint"
         """Of `KEYS_TAG` alone: until when the trail is sealed, in Unix seconds, and how many records are."""
 

@@ -124,7 +124,8 @@ class KeyRegistry:
 
     async def aclose(self) -> None:
         """Write what was counted, and close."""
-        await self._flush()
+        while await self._flush():
+            pass
         await self._batch.aclose()
         await self._connection.aclose()
 
@@ -339,7 +340,7 @@ class KeyRegistry:
             await asyncio.sleep(_FLUSH_EVERY_SECONDS)
             await self._flush()
 
-    async def _flush(self) -> None:
+    async def _flush(self) -> bool:
         last, self._last = self._last, {}
         words = [word for name, at in last.items() for word in (name, f"{at:.3f}")]
         try:
@@ -347,7 +348,7 @@ class KeyRegistry:
                 await self._batch.submit("HSET", self._used, *words)
         except (LedgerDown, ResponseError):
             self._last = last | self._last
-        await self._uses.write(self._batch.submit)
+        return await self._uses.write(self._batch.submit)
 
 
 def write_entry(entry: KeyEntry) -> bytes:

@@ -296,6 +296,8 @@ class RedisLedger:
                     inherited_at = self._now()
                     with suppress(LedgerDown):
                         await self._heir.look()
+            else:
+                self._ends.without_redis(self._clock())
             self._kept_up_at = self._now()
 
     async def aclose(self) -> None:
@@ -307,9 +309,10 @@ class RedisLedger:
             self._floods_over(at_once=True)
             if self._serving is not None:
                 self._trail.send(self._of_itself("close"))
-            await self._write_counts()
             goodbye = self._batch.submit("EVAL", _BEAT, 4, *self._beat_keys, self.writer, "")
             await asyncio.gather(goodbye, return_exceptions=True)
+        while await self._write_counts():
+            pass
         await self._batch.drain()
         with suppress(LedgerDown, RedisError):
             await self._trail.catch_up()
@@ -664,7 +667,8 @@ class RedisLedger:
             self._trail.send(self._of_itself("recovered" if up else "degraded", why or None))
         if not up:
             self.outages += 1
-            self._ends.lost_redis(self._clock())
+            if self._serving is not None:
+                self._ends.without_redis(self._clock())
         else:
             self._limiter = None
             doubtful, self._doubtful = self._doubtful, deque(maxlen=_DOUBTFUL_MAX)
@@ -694,8 +698,9 @@ class RedisLedger:
         if self.journal.forget(self._trail.done, self._trail.taken):
             self._alarm("journal.unsealed_forgotten")
 
-    async def _write_counts(self) -> None:
-        await asyncio.gather(self._refused.write(self._batch.submit), self._ends.write(self._batch.submit))
+    async def _write_counts(self) -> bool:
+        """Bring some of what was counted to Redis; say whether it took all of that, and there is more."""
+        return any(await asyncio.gather(self._refused.write(self._batch.submit), self._ends.write(self._batch.submit)))
 
 
 @lru_cache(maxsize=4096)

@@ -19,6 +19,7 @@ from gateway.admission import Policies
 from gateway.audit import Head
 from gateway.limiter import Limiter, Touched
 from gateway.model import NUMBER_FIELDS, Charge, Limit
+from gateway.proving import PROVING
 
 HOUR_US: Final = 3_600_000_000
 _HORIZON_US: Final = 10_000_000
@@ -254,7 +255,7 @@ class Replay:
         """Put one call to the limits."""
         self.first, self.last = self.first or now, now
         service = demand.service or "nobody"
-        if demand.attempt > 1 or demand.key_id == "proving":
+        if demand.attempt > 1 or demand.key_id == PROVING:
             charges = self.policies.draw_again(service, demand.operation or "")
         else:
             numbers: dict[str, str] = {}

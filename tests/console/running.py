@@ -206,7 +206,7 @@ async def _fill(url: str, calls: int) -> None:
                     ends.ended(record, at)
                 ends.tried(record, at)
             elif record.stage == "degraded":
-                ends.lost_redis(at)
+                ends.without_redis(at)
             link, newest = chain.link(record), max(newest, int(at * 1000))
             await client.xadd(Names("main").audit, {"r": link.record}, id=f"{newest}-*")
             if opens:
