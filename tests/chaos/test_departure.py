@@ -98,9 +98,9 @@ def refuses(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def busy(start: Callable[..., Stack], lame_duck: int, workers: int = 1, delay_ms: int = VENDOR_MS) -> Stack:
+def busy(start: Callable[..., Stack], lame_duck: int, workers: int = 1, delay_ms: int = VENDOR_MS, read_ms: int = 1500) -> Stack:
     server = f"lame_duck_seconds = {lame_duck}\ndrain_seconds = {DRAIN + lame_duck}"
-    stack = start(server=server, workers=workers)
+    stack = start(server=server, workers=workers, read_ms=read_ms)
     stack.set_masking(M1, M2)
     stack.fault(answer="slow", delay_ms=delay_ms)
     return stack
@@ -190,7 +190,7 @@ def test_a_leaving_gateway_says_so_and_serves(start: Callable[..., Stack]) -> No
 
 def test_nobody_is_left_standing_at_a_closed_door(start: Callable[..., Stack]) -> None:
     """While the last call takes its time new connections are refused, not taken by nobody; the call gets its answer."""
-    stack = busy(start, 0, workers=2, delay_ms=1400)
+    stack = busy(start, 0, workers=2, delay_ms=1400, read_ms=2900)
     answers: list[Answer] = []
 
     def call() -> None:

@@ -263,10 +263,11 @@ async def _fill_limits(url: str) -> None:
     now_us = int(time.time() * 1_000_000)
     async with Client.from_url(url) as client:
         for policy, subject, interval, used in (
-            ("caller", "crm", 20_000_000, 71),
-            ("caller", "dialler", 20_000_000, 98),
-            ("account", "main", 10_000_000, 140),
-            ("sweep", "dialler", 3_600_000, 412),
+            # So slow to grow back that they are in use as long as tests run.
+            ("caller", "crm", 200_000_000, 71),
+            ("caller", "dialler", 200_000_000, 98),
+            ("account", "main", 100_000_000, 140),
+            ("sweep", "dialler", 36_000_000, 412),
         ):
             await client.set(f"gw:{{main}}:limit:{policy}:{subject}", f"{now_us + used * interval} {interval} 1000")
         refused = f"{Names('main').refused}{int(time.time()) // 600}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import struct
@@ -17,6 +18,8 @@ from tests.e2e.wire import RawAnswer, Wire, post
 from tests.running import Stack, until
 
 CROWD = 300
+_LATER = itertools.count(900_000)
+"""Numbers of calls that tell when those before them were taken."""
 VENDOR_MS = 100
 
 
@@ -42,6 +45,9 @@ def reset(wire: Wire) -> None:
 
 def assert_whole(stack: Stack, numbers: range, answers: list[Answer] | None = None) -> int:
     """Assert that of these calls each intent has its outcome and each outcome its call; return how many were made."""
+    with Wire(stack.host, stack.port) as last:
+        last.send(request(stack, next(_LATER)))
+        assert last.answer().status == 200
     ids = {Answer(number, 0).request_id for number in numbers}
     expiries = {FIRST_EXPIRY + number for number in numbers}
 

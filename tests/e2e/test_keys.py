@@ -19,7 +19,7 @@ from gateway.keys import KeyVersion
 from gateway.ledger.registry import Changed
 from gateway.stores import make_registry
 from tests.e2e.test_main_job import assert_refused
-from tests.running import UNSET, Stack, until
+from tests.running import PLAIN, UNSET, Stack, until
 
 WIDE = '[policies.caller]\nrate = "1000000/s"\nburst = 1000000\n[policies.number]\nrate = "1000000/s"\nburst = 1000000\n[policies.account]\nrate = "1000000/s"\nburst = 1000000'
 
@@ -310,7 +310,7 @@ def test_revoke_waits_for_calls_that_were_admitted(start: Callable[..., Stack]) 
     statuses: list[int] = []
 
     def call() -> None:
-        with httpx.Client(trust_env=False, timeout=60) as client:
+        with httpx.Client(trust_env=False, timeout=60, verify=PLAIN) as client:
             body = {"m1": m1, "m2": m2, "expiry_duration": 60}
             statuses.append(client.post(stack.url + UNSET, json=body, headers={"X-API-Key": key}).status_code)
 

@@ -341,5 +341,8 @@ def test_a_changed_credential_file_is_taken_up(start, tmp_path) -> None:
         return stack.unset(m1=m1, m2=m2).status_code == 200
 
     until(accepted, seconds=5, what="the new credential being used")
-    versions = {record.get("credential") for record in stack.stream() if record["stage"] == "outcome"}
-    assert len(versions) == 2
+
+    def versions() -> set[str]:
+        return {record.get("credential") for record in stack.stream() if record["stage"] == "outcome"}
+
+    until(lambda: len(versions()) == 2, what="outcomes with both versions")

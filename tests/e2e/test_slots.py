@@ -378,7 +378,8 @@ services = ["stuck"]
 ssid = {{ env = "VENDOR_SSID" }}
 """,
         environ={"BAD": "not-a-session"},
-        upstream="connections_max = 4",
+        # Most calls of the silent vendor fail, and are to go on failing.
+        upstream="connections_max = 4\nbreaker_calls = 0",
     )
     slow.fault(answer="stall_before")
     bad, stuck = stack.issue("bad")[0], stack.issue("stuck")[0]

@@ -329,7 +329,9 @@ def test_a_store_that_fails_is_told_once_and_sealing_goes_on(
             await asyncio.sleep(0.02)
 
     async def run() -> None:
-        copy = Copies(store.url, "http://127.0.0.1:1" if fault == "down" else store.endpoint, answer_seconds=0.3)
+        copy = Copies(
+            store.url, "http://127.0.0.1:1" if fault == "down" else store.endpoint, answer_seconds=0.3 if fault == "slow" else 5.0
+        )
         async with copy.following(trail.folder, lambda error: told.append(str(error)), every_seconds=0.02):
             if fault == "down":
                 await rounds(lambda: len(told) > 0 and len(trail.records) > 40)

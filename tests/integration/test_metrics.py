@@ -245,9 +245,15 @@ def test_nothing_a_caller_writes_is_told(busy: Stack) -> None:
         assert told not in text
 
 
-def test_what_is_exported_is_what_is_declared(busy: Stack) -> None:
+@pytest.fixture(scope="module")
+def told(busy: Stack) -> str:
+    """What is told while all of it is recent: what was used of limits is forgotten after half a minute."""
+    return busy.metrics()
+
+
+def test_what_is_exported_is_what_is_declared(told: str) -> None:
     """Every family is there with its type, and its samples have its labels; nearly all have some here."""
-    text = busy.metrics()
+    text = told
     found = {family.name: family for family in text_string_to_metric_families(text)}
 
     assert {name: family.type for name, family in found.items()} == {family.name: family.kind for family in FAMILIES}
@@ -284,9 +290,9 @@ def asked() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("where", "expression"), asked(), ids=lambda text: text[:40])
-def test_alerts_and_dashboard_ask_for_what_there_is(busy: Stack, where: str, expression: str) -> None:
+def test_alerts_and_dashboard_ask_for_what_there_is(told: str, where: str, expression: str) -> None:
     """Each metric they name is exported, with the labels they match and group by."""
-    exported = {name: {label for labels in found for label, _ in labels} for name, found in samples(busy.metrics()).items()}
+    exported = {name: {label for labels in found for label, _ in labels} for name, found in samples(told).items()}
     exported["up"] = set()
     tree = promql.parse(expression)
     grouped = {label for group in re.findall(r"\bby \(([^)]*)\)", expression) for label in re.split(r",\s*", group) if label}

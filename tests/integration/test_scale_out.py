@@ -18,7 +18,7 @@ import pytest
 import redis as redis_py
 
 from tests.chaos.processes import descendants
-from tests.running import UNSET, Process, Stack, free_port, server_at, until
+from tests.running import PLAIN, UNSET, Process, Stack, free_port, server_at, until
 
 WIDE = '[policies.number]\nrate = "1000000/s"\nburst = 1000000\n[policies.account]\nrate = "1000000/s"\nburst = 1000000\n'
 PATIENT = "timeout_ms = 5000"
@@ -40,7 +40,7 @@ def answers(stack: Stack, urls: list[str], count: int, threads: int = 16) -> Cou
     """Make calls over all gateways at once, again where the gateway could not, and count what came of them."""
 
     def call(number: int) -> str:
-        with httpx.Client(timeout=30, trust_env=False) as http:
+        with httpx.Client(timeout=30, trust_env=False, verify=PLAIN) as http:
             for _ in range(400):
                 headers = {"Authorization": f"Bearer {stack.key}"}
                 answer = http.post(urls[number % len(urls)] + UNSET, json={"m1": stack.fresh_numbers()[0]}, headers=headers)
@@ -89,7 +89,7 @@ def test_several_gateways_admit_exactly_the_limit(start: Callable[..., Stack]) -
 def test_calls_under_way_are_limited_over_gateways(start: Callable[..., Stack]) -> None:
     """Two gateways, three places: of twelve slow calls at once three are made, and then there are three places again."""
     stack = start(workers=2, redis=PATIENT, quotas=WIDE + '[policies.slow]\nby = ["caller"]\nconcurrency = 3')
-    stack.fault(answer="slow", delay_ms=700)
+    stack.fault(answer="slow", delay_ms=1000)
     with gateways(stack, 2) as urls:
         first = answers(stack, urls, 12, threads=12)
         second = answers(stack, urls, 12, threads=12)
