@@ -72,6 +72,7 @@ def test_the_keyboard_is_enough(chromium: Browser, console: Console) -> None:
     """The first stop leads past the navigation, and every stop is seen."""
     with visiting(chromium, console) as page:
         page.goto("/sign-in")
+        expect(page.get_by_label("Console key")).to_be_focused()
         page.keyboard.type(console.keys["auditor"])
         page.keyboard.press("Enter")
         page.wait_for_url("**/overview")
