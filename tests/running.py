@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -363,6 +364,27 @@ pseudonym_key = {{ env = "PSEUDONYM_KEY" }}
         sent.update(headers or {})
         content = body if isinstance(body, bytes) else json.dumps(fields if body is None else body).encode()
         return self.http.post(self.url + UNSET, content=content, headers=sent)
+
+    def killed_amid_a_call(self, **headers: str) -> None:
+        """Kill the gateway while the vendor is asked, and start another: the caller got no answer."""
+        m1, m2 = self.masked()
+        self.fault(answer="slow", delay_ms=1200)
+
+        def call() -> None:
+            with httpx.Client(trust_env=False, verify=PLAIN) as client, suppress(httpx.TransportError):
+                client.post(self.url + UNSET, json={"m1": m1, "m2": m2}, headers={"X-API-Key": self.key, **headers})
+                answered.append(m1)
+
+        answered: list[str] = []
+        caller = threading.Thread(target=call)
+        caller.start()
+        until(self.vendor_calls, what="the vendor being called")
+        self.gateway.popen.kill()
+        self.gateway.popen.wait()
+        caller.join()
+        assert not answered
+        self.no_faults()
+        self.start_gateway()
 
     def vendor_calls(self) -> list[dict[str, Any]]:
         return [call for call in self.http.get(self.sandbox_url + "/_sandbox/calls").json() if call["path"] == UNSET]

@@ -7,12 +7,10 @@ import io
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.running import Process, Stack, until
@@ -212,22 +210,7 @@ def test_the_report_counts_by_service_and_day(sealed: Stack) -> None:
 def test_a_killed_gateway_leaves_no_call_untold(start: Callable[..., Stack]) -> None:
     """Kill -9 while the vendor is asked: the next gateway says that nobody knows, closes the dead writer, and all verifies."""
     stack = start(audit=SEALING)
-    m1, m2 = stack.masked()
-    stack.fault(answer="slow", delay_ms=1200)
-    request = {"X-Request-Id": "killed-in-flight", "Authorization": f"Bearer {stack.key}"}
-
-    def call() -> None:
-        with httpx.Client(trust_env=False) as client, pytest.raises(httpx.TransportError):
-            client.post(f"{stack.url}/api/v2/Masking/unset", json={"m1": m1, "m2": m2}, headers=request)
-
-    caller = threading.Thread(target=call)
-    caller.start()
-    until(lambda: stack.vendor_calls(), what="the vendor being called")
-    stack.gateway.popen.kill()
-    stack.gateway.popen.wait()
-    caller.join()
-    stack.no_faults()
-    stack.start_gateway()
+    stack.killed_amid_a_call(**{"X-Request-Id": "killed-in-flight"})
 
     def unknown() -> list[dict[str, Any]]:
         return rows(stack.cli("audit", "unknown", "--json", check=False))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
-import pytest
 from redis.asyncio import Redis as Client
 
 from gateway.audit import Record
@@ -19,7 +16,7 @@ from gateway.ledger.buckets import Buckets
 from gateway.ledger.ends import TRIED_MAX, Ended, Ends, Event, Outage, Span, Tried, read_ends
 from gateway.ledger.health import account_health
 from gateway.ledger.names import Names
-from tests.running import UNSET, Redis, Stack, until
+from tests.running import Redis, Stack, until
 
 
 def counted(stack: Stack, span: Span = "hour") -> Counter[Event]:
@@ -117,21 +114,7 @@ def test_an_outage_is_counted_when_it_is_over(start: Callable[..., Stack]) -> No
 def test_what_a_dead_process_left_open_is_unknown(start: Callable[..., Stack]) -> None:
     """Its heir counts it, once."""
     stack = start()
-    m1, m2 = stack.masked()
-    stack.fault(answer="slow", delay_ms=1200)
-
-    def call() -> None:
-        with httpx.Client(trust_env=False) as client, pytest.raises(httpx.TransportError):
-            client.post(stack.url + UNSET, json={"m1": m1, "m2": m2}, headers={"X-API-Key": stack.key})
-
-    caller = threading.Thread(target=call)
-    caller.start()
-    until(lambda: stack.vendor_calls(), what="the vendor being called")
-    stack.gateway.popen.kill()
-    stack.gateway.popen.wait()
-    caller.join()
-    stack.no_faults()
-    stack.start_gateway()
+    stack.killed_amid_a_call()
 
     until(lambda: ended(stack) == {("unknown", "unknown_outcome"): 1}, seconds=30.0, what="the heir's count")
     time.sleep(2.5)  # The heir looks again meanwhile.

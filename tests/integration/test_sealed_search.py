@@ -199,7 +199,7 @@ def test_while_it_is_sealed_and_trimmed(world: World) -> None:
     thread.start()
     try:
         number = -1
-        while (number := number + 1) < 150 or len(world.written) <= 5_000:
+        while (number := number + 1) < 150 or len(world.written) <= 10_000:
             with lock:
                 before, searches = list(world.written), number
             found = (
@@ -214,4 +214,4 @@ def test_while_it_is_sealed_and_trimmed(world: World) -> None:
     finally:
         stop.set()
         thread.join()
-    assert len(world.written) > 5_000
+    assert len(world.written) > 10_000
