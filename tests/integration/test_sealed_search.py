@@ -179,6 +179,7 @@ def test_a_mad_cursor(world: World) -> None:
             assert "not what a page told" in str(error)
 
 
+@pytest.mark.timeout(300)
 def test_while_it_is_sealed_and_trimmed(world: World) -> None:
     """Nothing that was written before is missing, and nothing is told twice, though the sealer works all the time."""
     stop = threading.Event()
