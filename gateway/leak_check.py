@@ -44,6 +44,7 @@ from gateway.trail.table import leak_table, show
 _SET_PATH: Final = "/api/v2/Masking/set"
 _ISSUER: Final = "https://issuer.leak-check.example"
 _CODES: Final = (1000, 1009, 1014, 1039, 1504, 1999)
+_SHORTEST: Final = 8
 _SLOW_ANSWERS: Final = frozenset(("stalled", "one_byte"))
 _CONFIG: Final = """\
 [server]
@@ -113,7 +114,12 @@ class Planted:
 
 
 def forms(secret: str) -> dict[str, bytes]:
-    """Return a secret as text, reversed, in both hexes, percent-encoded, in UTF-16 and base64 at each alignment."""
+    """Return a secret as text, reversed, in both hexes, percent-encoded, in UTF-16 and base64 at each alignment.
+
+    Raises: ValueError for one so short that it would be found where nobody wrote it.
+    """
+    if len(secret) < _SHORTEST:
+        raise ValueError(f"a secret of {len(secret)} characters is found by chance: plant one of {_SHORTEST} or more")
     raw = secret.encode()
     found = {
         "text": raw,
@@ -195,7 +201,7 @@ class _Check:
                 "vendor ssid": self._ssid,
                 "vendor token": self._token,
                 "pseudonym key": self._pseudonym_key,
-                "signing key": self._sealing_key.text().rpartition("+")[2],
+                "signing key": self._sealing_key.encoded,
             },
             callers={"alien credential": self._alien},
             numbers={"m1": self._m1, "m2": self._m2},

@@ -77,7 +77,12 @@ class Signer:
 
     def text(self) -> str:
         """Return `PRIVATE+KEY+name+hash+seed`, to be kept as a secret."""
-        return f"{_PRIVATE}{self.name}+{self.public.hash.hex()}+{base64.b64encode(_ED25519 + self.seed).decode()}"
+        return f"{_PRIVATE}{self.name}+{self.public.hash.hex()}+{self.encoded}"
+
+    @property
+    def encoded(self) -> str:
+        """The seed as `text` has it: 44 characters of base64, plus signs among them."""
+        return base64.b64encode(_ED25519 + self.seed).decode()
 
     @property
     def public(self) -> PublicKey:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.leak_check import forms, scan
+from gateway.trail.note import Signer
 from tests.running import VENDOR_SSID
 
 
@@ -78,6 +79,17 @@ def test_forms_find_what_they_look_for() -> None:
     assert {found.form for found in scan({"s": b"+91 98123-45678"}, {"n": "9812345678"})} == {"spaced"}
     assert scan({"s": b"98123x45678"}, {"n": "9812345678"}) == []
     assert len(forms("a+b/c=d?e")) == 13
+    with pytest.raises(ValueError, match="a secret of 7 characters is found by chance: plant one of 8 or more"):
+        forms("a+b/c=d")
+
+
+def test_a_signing_key_is_looked_for_whole() -> None:
+    """Also one whose base64 is full of the plus sign that parts a key's fields."""
+    signer = Signer("leak-check", b"\xef\xbe" + 10 * b"\xfb\xef\xbe")
+
+    assert signer.encoded == "Ae++" + 40 * "+"
+    assert signer.text().endswith(f"+{signer.encoded}")
+    assert Signer.parse(signer.text()) == signer
 
 
 def test_secrets_do_not_print() -> None:
