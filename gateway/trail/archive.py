@@ -349,7 +349,12 @@ def stored_hashes(folder: Path) -> Iterator[list[bytes]]:
     """Yield the leaves of all records, in order, many at a time."""
     with (folder / HASHES).open("rb") as file:
         while data := file.read(HASH_BYTES * _AT_ONCE):
-            yield [data[start : start + HASH_BYTES] for start in range(0, len(data), HASH_BYTES)]
+            yield split_hashes(data)
+
+
+def split_hashes(packed: bytes) -> list[bytes]:
+    """Return hashes that stand one behind the other, each by itself."""
+    return [packed[start : start + HASH_BYTES] for start in range(0, len(packed), HASH_BYTES)]
 
 
 def entries_from(folder: Path, start: int, end: int) -> Iterator[Entry]:

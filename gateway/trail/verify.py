@@ -14,31 +14,24 @@ from __future__ import annotations
 
 import errno
 import os
-from bisect import bisect_right, insort
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-import msgspec
-
-from gateway.audit import rfc3339, unix_seconds
-from gateway.trail.archive import CHECKPOINT, HASH_BYTES, HASHES, open_hashes, segment_name, segments
+from gateway.audit import rfc3339
+from gateway.trail.archive import CHECKPOINT, HASHES, open_hashes, segment_name, segments, split_hashes
+from gateway.trail.chains import Chains, read_link
+from gateway.trail.findings import KEPT, Finding, Findings, Kind, name_of, shown
 from gateway.trail.merkle import Tree
 from gateway.trail.note import Checkpoint, NoteError, PublicKey, verified
 from gateway.trail.prove import Leaves
 
-SILENT_SECONDS: Final = 300
-"""A writer that has not closed writes every 30 s; one that did not for so long before the checkpoint has died."""
-
 LATE_SECONDS: Final = 86_400
 """How much later than it was written a record may be sealed and still be found by `since`."""
-
-KEPT: Final = 100
-"""Findings of one kind that are told; all are counted."""
 
 _BLOCK_BYTES: Final = 1 << 20
 _LINE_BYTES_MAX: Final = 1 << 20
@@ -46,26 +39,8 @@ _NOTE_BYTES_MAX: Final = 1 << 24
 _NEAR: Final = 100
 """How many lines on a record is looked for where lines were put in or taken out."""
 
-Kind = Literal["altered", "incomplete", "note"]
-_STATUS: Final[dict[Kind, int]] = {"altered": 1, "incomplete": 2, "note": 0}
+_STATUS: Final[dict[Kind, int]] = {"altered": 1, "incomplete": 2}
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that a reviewer should know."""
-
-    kind: Kind
-    """`altered`: it is not what was written; `incomplete`: something is missing; `note`: nothing is wrong with it."""
-    message: str
-    """One line."""
-    row: int | None = None
-    """Of a line: the place its segment begins at, plus the lines before it. None: it is of no one line."""
-
-    @property
-    def order(self) -> tuple[bool, int]:
-        """By row; what has none comes last."""
-        return (self.row is None, self.row or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +60,7 @@ class Report:
     @property
     def status(self) -> int:
         """0 sound, 1 altered, 2 incomplete; a trail that is both is altered."""
-        return next((_STATUS[kind] for kind in _STATUS if kind != "note" and self.counts[kind]), 0)
+        return next((status for kind, status in _STATUS.items() if self.counts[kind]), 0)
 
 
 def verify(
@@ -102,21 +77,6 @@ def verify(
         return _Review(folder, key, files).report(older, since, progress)
 
 
-class _Findings:
-    def __init__(self) -> None:
-        self.counts: dict[Kind, int] = dict.fromkeys(_STATUS, 0)
-        self._kept: dict[Kind, list[Finding]] = {kind: [] for kind in _STATUS}
-
-    def add(self, kind: Kind, message: str, row: int | None = None) -> None:
-        self.counts[kind] += 1
-        kept = self._kept[kind]
-        insort(kept, Finding(kind, message, row), key=lambda finding: finding.order)
-        del kept[KEPT:]
-
-    def told(self) -> tuple[Finding, ...]:
-        return tuple(finding for kept in self._kept.values() for finding in kept)
-
-
 class _Part(NamedTuple):
     """A segment, and the places of the records that belong in it."""
 
@@ -128,215 +88,18 @@ class _Part(NamedTuple):
         return f"{self.path.name} line {row - self.first + 1}"
 
 
-class _Link(msgspec.Struct, gc=False):
-    """What of a record ties it to others. Decoding is a third of the work: no field more than is needed."""
-
-    stage: str
-    writer: str
-    seq: Annotated[int, msgspec.Meta(ge=0)]
-    at: str
-    prev: str = ""
-    intent: str | None = None
-    change: str | None = None
-
-
-class _Removal(msgspec.Struct):
-    after: str = ""
-    subject: str = ""
-
-
-_read_link = msgspec.json.Decoder(_Link).decode
-_read_removal = msgspec.json.Decoder(_Removal).decode
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-@dataclass(slots=True)
-class _Run:
-    """Records of one writer that follow on one another."""
-
-    first: int
-    prev: str
-    """What the first of them names, in hexadecimal."""
-    row: int
-    next: int = 0
-    last: str = ""
-    """`audit.chained` of the last of them, in hexadecimal."""
-    at: str = ""
-    stage: str = ""
-
-
-@dataclass(slots=True)
-class _Chains:
-    """The writers' chains as they come by. Holds nothing of a record that is in its place and has its counterpart."""
-
-    told: _Findings
-    line: Callable[[int], str]
-    runs: dict[str, list[_Run]] = field(default_factory=dict)
-    """Of each writer, in order; one, unless records are missing or came late."""
-    newest: dict[str, _Run] = field(default_factory=dict)
-    """The last of `runs`, which nearly every record continues."""
-    serving: set[str] = field(default_factory=set)
-    """Writers that opened, and so have to close; the others are commands."""
-    opened: dict[str, int] = field(default_factory=dict)
-    """Rows of intents that nothing has closed."""
-    closed: dict[str, int] = field(default_factory=dict)
-    """Rows that close an intent that is not open: what one process writes of another's may be sealed first."""
-    changes: set[str] = field(default_factory=set)
-    """Records of changes: what closes one tells that it was not made."""
-    again: list[tuple[str, bytes, int]] = field(default_factory=list)
-    """Records under an identity that came by before: name, hash and row."""
-    removals: list[tuple[_Removal, int]] = field(default_factory=list)
-    begins: str = ""
-    """When the first record was written."""
-
-    def follow(self, row: int, lines: Sequence[bytes], hashes: Sequence[bytes]) -> None:  # noqa: C901  a call costs a tenth
-        """Take the records of rows that come one after another."""
-        newest, opened, closed = self.newest, self.opened, self.closed
-        try:
-            links: list[_Link | None] = [_read_link(line) for line in lines]
-        except _UNREADABLE:
-            links = [_link(line) for line in lines]
-        for number, (link, hashed) in enumerate(zip(links, hashes, strict=True)):
-            if link is None:
-                self.told.add("altered", f"{self.line(row + number)}: it is no record", row + number)
-                continue
-            run = newest.get(link.writer)
-            if run is not None and link.seq == run.next and link.prev == run.last:
-                run.next += 1
-                run.last = hashed.hex()
-            else:
-                run = self._insert(link, hashed, row + number)
-                if run is None:
-                    continue
-            run.at, run.stage = link.at, link.stage
-            if link.stage == "intent":
-                name = f"{link.writer}-{link.seq}"
-                if closed.pop(name, None) is None:
-                    opened[name] = row + number
-            elif link.intent is not None:
-                if opened.pop(link.intent, None) is None and closed.setdefault(link.intent, row + number) != row + number:
-                    self._closed_again(link.intent, row + number)
-            elif link.stage in ("open", "change"):
-                self._remark(link, lines[number], row + number)
-
-    def _remark(self, link: _Link, line: bytes, row: int) -> None:
-        if link.stage == "open":
-            self.serving.add(link.writer)
-            return
-        self.changes.add(f"{link.writer}-{link.seq}")
-        if link.change == "trail.removed":
-            self.removed(line, row)
-
-    def _closed_again(self, intent: str, row: int) -> None:
-        self.told.add("altered", f"{self.line(row)}: {_shown(intent)} has an end already, and this is another", row)
-
-    def removed(self, line: bytes, row: int) -> None:
-        """Take the record of a removal."""
-        try:
-            self.removals.append((_read_removal(line), row))
-        except _UNREADABLE:
-            self.told.add("altered", f"{self.line(row)}: it does not say what was removed", row)
-
-    def _insert(self, link: _Link, hashed: bytes, row: int) -> _Run | None:
-        """Put a record that does not continue its writer's newest run where it belongs; None: it is there already."""
-        self.begins = self.begins or link.at
-        runs = self.runs.setdefault(link.writer, [])
-        place = bisect_right(runs, link.seq, key=lambda run: run.first)
-        run = runs[place - 1] if place else None
-        if run is not None and link.seq < run.next:
-            self.again.append((_name(link.writer, link.seq), hashed, row))
-            return None
-        if run is None or link.seq != run.next:
-            run = _Run(link.seq, link.prev, row)
-            runs.insert(place, run)
-            self.newest[link.writer] = runs[-1]
-        elif link.prev != run.last:
-            self._torn(link.writer, run.next, row)
-        run.next, run.last = link.seq + 1, hashed.hex()
-        return run
-
-    def _torn(self, writer: str, seq: int, row: int) -> None:
-        before = _name(writer, seq - 1) if seq else "nothing"
-        text = f"{self.line(row)} ({_name(writer, seq)}): it does not name {before} as the record before it"
-        self.told.add("altered", text, row)
-
-    def judge(self, leaves: Leaves, size: int, unread: Sequence[tuple[int, int]]) -> None:
-        """Tell what does not hold together. `unread`: from where to where the records could not be read, or were not to be."""
-        loose = list(self._loose())
-        passed = _count(leaves, unread, {_unhex(run.prev) for _, _, run in loose})
-        for writer, missing, run in loose:
-            # What is named may be anything but a record that was read: that one has another number.
-            if not passed[_unhex(run.prev)]:
-                names = _name(writer, run.first), _name(writer, missing)
-                text = f"{self.line(run.row)} ({names[0]}): the records before it, from {names[1]} on, are missing"
-                self.told.add("incomplete", text, run.row)
-        # A copy has the hash of a record that is in its chain; another record under the same name has one of its own.
-        copies = Counter(hashed for _, hashed, _ in self.again)
-        sealed = _count(leaves, [(0, size)], set(copies))
-        for intent, row in self.closed.items():
-            if intent not in self.changes and self._came_by(intent):
-                self._closed_again(intent, row)
-        for name, hashed, row in self.again:
-            if not sealed[hashed]:
-                self.told.add("note", f"{self.line(row)} ({name}): it stands here twice, and has no hash to compare", row)
-            elif sealed[hashed] <= copies[hashed]:
-                self.told.add("altered", f"{self.line(row)} ({name}): another record was written under this name", row)
-
-    def _came_by(self, name: str) -> bool:
-        writer, _, number = name.rpartition("-")
-        return number.isdecimal() and any(run.first <= int(number) < run.next for run in self.runs.get(writer, ()))
-
-    def _loose(self) -> Iterator[tuple[str, int, _Run]]:
-        """Yield the runs that follow on nothing that was read, each with its writer and the first number that is missing."""
-        for writer, runs in self.runs.items():
-            reached, last = 0, ""
-            for run in runs:
-                if run.first != reached:
-                    yield writer, reached, run
-                elif run.prev != last:
-                    self._torn(writer, run.first, run.row)
-                reached, last = run.next, run.last
-
-    def judge_ends(self, checkpoint: Checkpoint, partial: bool) -> None:
-        """Tell of writers that do not reach their tip or fell silent, and of calls that nobody ended."""
-        try:
-            alive = rfc3339(unix_seconds(checkpoint.at) - SILENT_SECONDS)
-        except (ValueError, OverflowError):
-            self.told.add("incomplete", "the checkpoint does not say when it was signed: nobody can tell who fell silent")
-            alive = ""
-        for writer, tip in checkpoint.tips.items():
-            reached = self.runs[writer][-1].next - 1 if writer in self.runs else -1
-            if reached >= tip:
-                continue
-            if not partial:
-                text = f"{_shown(writer)} was sealed up to {_name(writer, tip)}, and the trail has it"
-                self.told.add("incomplete", f"{text} up to {_name(writer, reached)}" if reached >= 0 else f"{text} not at all")
-            elif self.begins < alive:
-                self.told.add("incomplete", f"{_shown(writer)} fell silent before {_shown(self.begins)}: was it recovered?")
-        for writer in sorted(self.serving | checkpoint.tips.keys() & self.runs.keys()):
-            newest = self.runs[writer][-1]
-            if newest.stage != "close" and newest.at < alive:
-                text = f"{_shown(writer)} fell silent at {_shown(newest.at)}, after {_name(writer, newest.next - 1)}"
-                self.told.add("incomplete", f"{text}: was it recovered?")
-        for intent, row in self.opened.items():
-            writer = intent.rpartition("-")[0]
-            if self.runs[writer][-1].stage == "close":
-                text = f"{self.line(row)} ({_shown(intent)}): the call has no end, and its writer has closed"
-                self.told.add("incomplete", text, row)
-
-
 class _Review:
     """One reading of an archive."""
 
     def __init__(self, folder: Path, key: PublicKey, files: ExitStack) -> None:
         self.folder = folder
         self.key = key
-        self.told = _Findings()
+        self.told = Findings()
         self.checkpoint = self._checkpoint()
         self.leaves = files.enter_context(self._leaves())
         self.size = self.leaves.size if self.checkpoint is None else self.checkpoint.size
         self.parts: list[_Part] = []
-        self.chains = _Chains(self.told, self._line)
+        self.chains = Chains(self.told, self._line)
         self.records = self.unsealed = 0
         self.unread: list[tuple[int, int]] = []
         """From which place to which no record was read."""
@@ -351,7 +114,7 @@ class _Review:
         try:
             self._review(older, since, progress)
         except OSError as fault:
-            self.told.add("incomplete", f"{_shown(str(self.folder))} cannot be read: {fault.strerror}")
+            self.told.add("incomplete", f"{shown(str(self.folder))} cannot be read: {fault.strerror}")
         return Report(
             findings=self.told.told(),
             counts=self.told.counts,
@@ -372,7 +135,7 @@ class _Review:
             self._pass(0, self.parts[begin].first)
         if not self.trusted:
             for chunk in self.leaves.chunks(first):
-                self.tree.extend(_split(chunk))
+                self.tree.extend(split_hashes(chunk))
         for part in self.parts[begin:]:
             self._read(part, progress)
         if not self.trusted:
@@ -448,7 +211,7 @@ class _Review:
             part = self.parts[number]
             lines = _first_block(part.path)[: max(0, part.end - part.first)]
             if b"".join(_hashed(lines)) == self.leaves.packed(part.first, part.first + len(lines)):
-                links = [link for line in lines if (link := _link(line)) is not None]
+                links = [link for line in lines if (link := read_link(line)) is not None]
                 if links and max(link.at for link in links) < before:
                     return number
         return 0
@@ -494,7 +257,7 @@ class _Review:
             if place == part.end:
                 return place, number
             if place - first + _NEAR >= len(signed):
-                first, signed = place, _split(self.leaves.packed(place, min(place + len(lines) + _NEAR, part.end)))
+                first, signed = place, split_hashes(self.leaves.packed(place, min(place + len(lines) + _NEAR, part.end)))
             self.records += 1
             # 1. It is the record that is due.
             # 2. It is due a little later: the records before it are missing.
@@ -533,7 +296,7 @@ class _Review:
             self.tree.extend(hashes)
         known = self.leaves.packed(place, place + len(lines))
         if b"".join(hashes)[: len(known)] != known:
-            odd = [n for n, (hashed, leaf) in enumerate(zip(hashes, _split(known), strict=False)) if hashed != leaf]
+            odd = [n for n, (hashed, leaf) in enumerate(zip(hashes, split_hashes(known), strict=False)) if hashed != leaf]
             self.differing += len(odd)
             self.differ += [(row + n, lines[n]) for n in odd[: KEPT - len(self.differ)]]
         self.chains.follow(row, lines, hashes)
@@ -619,46 +382,10 @@ def _hashed(lines: Sequence[bytes]) -> list[bytes]:
     return [sha256(b"\x00" + line).digest() for line in lines]
 
 
-def _split(packed: bytes) -> list[bytes]:
-    return [packed[start : start + HASH_BYTES] for start in range(0, len(packed), HASH_BYTES)]
-
-
-def _count(leaves: Leaves, ranges: Iterable[tuple[int, int]], wanted: set[bytes]) -> Counter[bytes]:
-    """Return how often each of these is among the leaves of some ranges."""
-    found: Counter[bytes] = Counter()
-    for start, end in ranges if wanted else ():
-        for chunk in leaves.chunks(end, start):
-            found.update(leaf for leaf in _split(chunk) if leaf in wanted)
-    return found
-
-
-def _link(line: bytes) -> _Link | None:
-    try:
-        return _read_link(line)
-    except _UNREADABLE:
-        return None
-
-
 def _named(line: bytes) -> str:
-    link = _link(line)
-    return f" ({_name(link.writer, link.seq)})" if link else ""
-
-
-def _name(writer: str, seq: int) -> str:
-    return f"{_shown(writer)}-{seq}"
-
-
-def _shown(text: str) -> str:
-    """What a record says of itself, fit for one line of a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text[:80])
+    link = read_link(line)
+    return f" ({name_of(link.writer, link.seq)})" if link else ""
 
 
 def _places(first: int, end: int) -> str:
     return f"record {first} is" if end == first + 1 else f"records {first} to {end - 1} are"
-
-
-def _unhex(name: str) -> bytes:
-    try:
-        return bytes.fromhex(name)
-    except ValueError:
-        return b""

@@ -16,11 +16,12 @@ from gateway.console import tops
 from gateway.trail import archive
 from gateway.trail import prove as proving
 from gateway.trail.archive import Archive, segment_name
+from gateway.trail.findings import KEPT
 from gateway.trail.index import Query
 from gateway.trail.merkle import inclusion, root_of
 from gateway.trail.note import Checkpoint, Signer
 from gateway.trail.prove import Leaves, ProofError, check_proof, prove
-from gateway.trail.verify import KEPT, Report, verify
+from gateway.trail.verify import Report, verify
 from tests.bench.pages import sign
 from tests.bench.search import build
 from tests.running import until
