@@ -64,22 +64,6 @@ class Ledger(Protocol):
     def settle(self, record: Record, held: Held | None = None, claimed: Claimed | None = None) -> None:
         """Take what closes a call to be recorded, and its places and its key back; no caller waits, and nothing is lost."""
 
-    @property
-    def down(self) -> bool:
-        """Whether Redis is away."""
-
-    @property
-    def degraded(self) -> int:
-        """How many calls this process admitted without Redis."""
-
-    @property
-    def repeats(self) -> Mapping[str, int]:
-        """How often this process was asked for a call again under its idempotency key, by how that call stood."""
-
-    @property
-    def refusals(self) -> Mapping[tuple[str, bool], int]:
-        """How often this process saw each policy refuse, by name and whether in shadow."""
-
 
 class Upstream(Protocol):
     """The vendor's API."""

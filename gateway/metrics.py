@@ -219,7 +219,7 @@ class Metrics(Collector):
                     self._checkpoint = await self.identities.registry.checkpoint() or self._checkpoint
                 looks += 1
                 for name, ledger in self.ledgers.items():
-                    self._used.setdefault(name, deque(maxlen=_RECENT)).append(ledger.used_ratios())
+                    self._used.setdefault(name, deque(maxlen=_RECENT)).append(ledger.verdicts.used_ratios())
                 self._write()
                 due = time.monotonic() + _LOOK_EVERY_SECONDS
                 await asyncio.sleep(_LOOK_EVERY_SECONDS)
@@ -308,7 +308,7 @@ class Metrics(Collector):
         yield _row("gateway_upstream_places", account.bulkhead.places, name)
         yield _row("gateway_upstream_paused", account.bulkhead.breaker.state != "closed", name)
         yield _row("gateway_retries", account.retries_left.spent, name)
-        for standing, count in account.ledger.repeats.items():
+        for standing, count in self.ledgers[name].repeats.items():
             yield _row("gateway_idempotency_repeats", count, name, standing)
 
     def _of_credentials(self, name: str) -> Iterator[_Row]:
@@ -322,10 +322,10 @@ class Metrics(Collector):
 
     def _of_limits(self, name: str) -> Iterator[_Row]:
         ledger, live = self.ledgers[name], self.accounts[name].policies.live
-        for policy, count in _few(ledger.admitted().items()):
+        for policy, count in _few(ledger.verdicts.admitted().items()):
             yield _row("gateway_limit_admitted", count, name, policy)
         for mode, shadow in (("deny", False), ("shadow_deny", True)):
-            refusals = ((policy, count) for (policy, which), count in ledger.refusals.items() if which == shadow)
+            refusals = ((policy, count) for (policy, which), count in ledger.verdicts.refusals.items() if which == shadow)
             for policy, count in _few(refusals):
                 yield _row("gateway_limit_refused", count, name, policy, mode)
         used: dict[str, float] = {}

@@ -28,16 +28,16 @@ from gateway.errors import Problem, Refusal
 from gateway.floods import Floods
 from gateway.ledger import limits
 from gateway.ledger.batch import OVERLOAD, Batch, LedgerDown
-from gateway.ledger.buckets import Buckets
 from gateway.ledger.chain import Claim, read_tip
-from gateway.ledger.connect import Connection, pairs
+from gateway.ledger.connect import Connection
 from gateway.ledger.ends import Ends
 from gateway.ledger.heir import Heir
 from gateway.ledger.journal import Journal
 from gateway.ledger.names import Names
+from gateway.ledger.verdicts import Verdicts
 from gateway.ledger.writer import Script, TrailWriter
 from gateway.limiter import Limiter, verdict
-from gateway.model import SLOTS, Admission, Call, Caller, Charge, Limit, Meter, Outdated, Repeated, Slot, Verdict
+from gateway.model import SLOTS, Admission, Call, Caller, Charge, Limit, Outdated, Repeated, Slot, Verdict
 
 _ADMIT: Final = Script((resources.files("gateway.ledger") / "admit.lua").read_text(encoding="utf-8"))
 # KEYS: tips, audit stream, active slot. ARGV: those of the record, then the slot it must be now ('' for any), and what it
@@ -73,10 +73,8 @@ _BEAT_EVERY_SECONDS: Final = 1.0
 _DEAD_AFTER_US: Final = 5_000_000
 _ANOTHER: Final = "?"
 """A version of the limits that nobody has."""
-_BUCKET_SECONDS: Final = 600
 _KEPT: Final = re.compile(rb"(\d+) ([1-9]\d*) ([1-9]\d*)")
 """What the admit script keeps of a limit: a time, its interval and its burst."""
-_HOUR_SECONDS: Final = 3600
 _DOUBTFUL_MAX: Final = 10_000
 _STANDINGS: Final[dict[bytes, Literal["answered", "running", "unknown", "mismatch"]]] = {
     b"answered": "answered",
@@ -85,9 +83,6 @@ _STANDINGS: Final[dict[bytes, Literal["answered", "running", "unknown", "mismatc
     b"mismatch": "mismatch",
 }
 _UPKEEP_LATE_SECONDS: Final = 10.0
-_RECENT_MAX: Final = 200
-"""Calls of which it is told how much of a burst they left used."""
-_SHAPES_MAX: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +153,7 @@ class RedisLedger:
         )
         self._trail = TrailWriter(names, writer, journal, self._batch, now, alarm, partial(self._of_itself, "open"))
         self._ends = Ends(names)
-        self._refused = Buckets(names.refused, _BUCKET_SECONDS, _HOUR_SECONDS)
+        self.verdicts = Verdicts(names)
         self._heir = Heir(names, journal.folder, self._batch, clock, alarm, claims.keep_ms, self.ended)
         self._floods = Floods()
         self._tell_changed = changed
@@ -174,14 +169,8 @@ class RedisLedger:
         """Redis' clock less ours, when the changes were read."""
         self._doubtful: deque[tuple[str, str]] = deque(maxlen=_DOUBTFUL_MAX)
         """Places that Redis may have given, or not taken back, to calls that hold none: where, and their holders."""
-        self.refusals: Counter[tuple[str, bool]] = Counter()
-        """How often this process saw each policy refuse, by name and whether in shadow."""
         self.degraded = 0
         """How many calls this process admitted without Redis."""
-        self._admitted: dict[tuple[Limit, ...], int] = {}
-        """By all limits that a call fell under: how many were admitted. To add up by policy at each call would cost it 3 µs."""
-        self._admitted_before: Counter[str] = Counter()
-        self._recent: deque[tuple[Meter, ...]] = deque(maxlen=_RECENT_MAX)
         self.outages = 0
         """How often this process lost Redis."""
         self.alarms: Counter[str] = Counter()
@@ -228,25 +217,6 @@ class RedisLedger:
     def upkeep_seconds(self) -> float:
         """How long ago what is to be done for ever was done last."""
         return self._now() - self._kept_up_at
-
-    def admitted(self) -> Counter[str]:
-        """Return how often this process asked each policy about a call that was admitted; by number once for each."""
-        total = self._admitted_before.copy()
-        for limits_met, count in self._admitted.items():
-            for limit in limits_met:
-                total[limit.policy] += count
-        if len(self._admitted) > _SHAPES_MAX:  # Each live change brings limits of its own.
-            self._admitted_before, self._admitted = total.copy(), {}
-        return total
-
-    def used_ratios(self) -> dict[str, float]:
-        """Return the largest share of each policy's burst that one of the latest calls left used, since this was last asked."""
-        found: dict[str, float] = {}
-        while self._recent:
-            for meter in self._recent.popleft():
-                limit = meter.limit
-                found[limit.policy] = max(1 - meter.remaining / limit.burst, found.get(limit.policy, 0.0))
-        return found
 
     @property
     def round_trips(self) -> Durations:
@@ -382,7 +352,7 @@ class RedisLedger:
             return Repeated(standing, answer[1].decode(), answer[2])
         now, *times = answer
         found = verdict(charges, now, times)
-        self._count(found)
+        self.verdicts.count(found, self._clock())
         if status != b"admitted":
             return found
         return Admission(call, intent.id, found, _held(charges, found))
@@ -434,12 +404,7 @@ class RedisLedger:
 
         Raises: Refusal `ledger_unavailable`.
         """
-        total: Counter[tuple[str, bool]] = Counter()
-        for bucket in self._refused.names(self._clock(), _HOUR_SECONDS).values():
-            for name, count in pairs(await self._asked("HGETALL", bucket)):
-                shadow, _, policy = name.decode().partition(" ")
-                total[policy, shadow == "shadow"] += int(count)
-        return total
+        return await self.verdicts.refused_last_hour(self._asked, self._clock())
 
     async def switch(self, before: Slot | None, after: Slot, record: Record) -> Slot:
         """Make a slot the active one for every process, if `before` still is (None: whichever is), and record it.
@@ -552,7 +517,7 @@ class RedisLedger:
         local = tuple(charge for charge in charges if charge.limit.on_store_error == "local")
         holder = intent.id if intent.seq >= 0 else self._trail.next_id
         found = replace(limiter.decide(local, self._now_us(), holder), degraded=True)
-        self._count(found)
+        self.verdicts.count(found, self._clock())
         if found.refused:
             return found
         held = _held(local, found)
@@ -603,19 +568,6 @@ class RedisLedger:
                 self._doubtful.append((key, holder))
 
         self._batch.submit("ZREM", key, holder).add_done_callback(freed)
-
-    def _count(self, found: Verdict) -> None:
-        meters, refused = found.meters, False
-        for meter in meters:
-            if not meter.admitted:
-                policy, shadow = meter.limit.policy, meter.limit.shadow
-                refused = refused or not shadow
-                self.refusals[policy, shadow] += 1
-                self._refused.add(self._clock(), f"{'shadow' if shadow else 'enforce'} {policy}")
-        self._recent.append(meters)
-        if not refused:
-            limits_met = tuple([meter.limit for meter in meters])
-            self._admitted[limits_met] = self._admitted.get(limits_met, 0) + 1
 
     def _nonce(self, caller: Caller) -> tuple[str, int]:
         """Return where a caller's nonce is kept and for how many milliseconds; 0 where it has none."""
@@ -700,7 +652,7 @@ class RedisLedger:
 
     async def _write_counts(self) -> bool:
         """Bring some of what was counted to Redis; say whether it took all of that, and there is more."""
-        return any(await asyncio.gather(self._refused.write(self._batch.submit), self._ends.write(self._batch.submit)))
+        return any(await asyncio.gather(self.verdicts.write(self._batch.submit), self._ends.write(self._batch.submit)))
 
 
 @lru_cache(maxsize=4096)
