@@ -358,6 +358,13 @@ def uvicorn_config(settings: Settings, workers: int) -> uvicorn.Config:
 class Workers(Multiprocess):
     """The processes that share listening sockets."""
 
+    def keep_subprocess_alive(self) -> None:
+        """Start another worker in the place of each that died or does not answer."""
+        for process in self.processes:
+            # While we hold its end of the pipe too, one that dies as it is asked for a sign of life is waited for all the same.
+            process.child_conn.close()
+        super().keep_subprocess_alive()
+
     def terminate_all(self) -> None:
         """End every worker, and let go of the sockets: while anybody holds one, connections that nobody takes come to stand."""
         super().terminate_all()

@@ -237,20 +237,20 @@ def test_what_is_on_its_way_is_taken(start: Callable[..., Stack]) -> None:
     assert_kept(stack.whole_stream(), stack.vendor_calls(), [Answer(number, 200) for number in range(3)])
 
 
+def workers_of(stack: Stack) -> list[int]:
+    with suppress(FileNotFoundError):
+        return descendants(stack.gateway.pid, "spawn_main")
+    return []
+
+
 def test_a_killed_worker_is_replaced_and_takes_no_answer_with_it(start: Callable[..., Stack]) -> None:
     """SIGKILL under load: another worker comes, every answered call is told, and what was cut off is told as unknown."""
     stack = busy(start, 0, workers=2)
-
-    def workers() -> list[int]:
-        with suppress(FileNotFoundError):
-            return descendants(stack.gateway.pid, "spawn_main")
-        return []
-
     load = Load(stack.url, stack.key)
     with load.running():
-        doomed, other = sorted(workers())
+        doomed, other = sorted(workers_of(stack))
         os.kill(doomed, signal.SIGKILL)
-        until(lambda: len(set(workers()) - {doomed, other}) == 1, 30, what="a worker in its place")
+        until(lambda: len(set(workers_of(stack)) - {doomed, other}) == 1, 30, what="a worker in its place")
         load.until_more(3 * CALLERS)
 
     def whole() -> bool:
@@ -264,3 +264,15 @@ def test_a_killed_worker_is_replaced_and_takes_no_answer_with_it(start: Callable
     assert {answer.status for answer in load.answers} == {200}
     assert seen["intent"] == seen["outcome"] + seen["abort"]
     assert seen["abort"] <= len(load.failures) <= CALLERS
+
+
+def test_a_worker_that_dies_as_it_is_asked_for_a_sign_of_life_is_replaced(start: Callable[..., Stack]) -> None:
+    """The supervisor does not wait out the minute that it gives to one that is loading."""
+    stack = start(workers=2)
+    doomed, other = sorted(workers_of(stack))
+    os.kill(doomed, signal.SIGSTOP)
+    time.sleep(2)  # It is asked each half second.
+
+    os.kill(doomed, signal.SIGKILL)
+
+    until(lambda: len(set(workers_of(stack)) - {doomed, other}) == 1, 30, what="a worker in its place")
