@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +13,12 @@ import pytest
 from hypothesis import settings
 
 from tests.running import Redis, Stack
+
+# Hundreds of processes load the gateway, and each would compile all of it anew where nothing may be written beside the sources.
+_COMPILED = tempfile.mkdtemp(prefix="compiled-")
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYTHONPYCACHEPREFIX"] = _COMPILED
 
 # A machine that is busy is slow, and that is no fault of what is tested.
 settings.register_profile("patient", deadline=None)
@@ -33,7 +43,7 @@ def _no_faults_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
-    """Start a stack with settings of its own: `start(quotas="…", redis="…")`."""
+    """Start a stack with settings of its own: `start(quotas="…", workers=2)`."""
     running: list[Stack] = []
 
     def begin(**sections: str) -> Stack:

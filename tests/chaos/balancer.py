@@ -132,7 +132,7 @@ async def _message(reader: asyncio.StreamReader) -> bytes:
 
 async def _soon(asked: Awaitable[bool]) -> bool:
     try:
-        return await asyncio.wait_for(asked, 1.0)
+        return await asyncio.wait_for(asked, 10.0)
     except (OSError, asyncio.IncompleteReadError, TimeoutError):
         return False
 

@@ -25,8 +25,8 @@ from tests.running import UNSET, Process, Stack, free_port, until
 CALLERS = 8
 VENDOR_MS = 30
 """A vendor that answers at once would leave hardly a call under way."""
-DRAIN = 9
-"""Longer than the longest call."""
+DRAIN = 21
+"""Longer than the longest call, with a vendor that a busy machine makes slow."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Load:
         }
 
 
-def ended(process: Process, seconds: float = DRAIN) -> int:
+def ended(process: Process, seconds: float = DRAIN + 9) -> int:
     """Return the status with which a process ends by itself in time."""
     return process.popen.wait(timeout=seconds)
 
@@ -98,9 +98,10 @@ def refuses(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def busy(start: Callable[..., Stack], lame_duck: int, workers: int = 1, delay_ms: int = VENDOR_MS, read_ms: int = 1500) -> Stack:
-    server = f"lame_duck_seconds = {lame_duck}\ndrain_seconds = {DRAIN + lame_duck}"
-    stack = start(server=server, workers=workers, read_ms=read_ms)
+def busy(start: Callable[..., Stack], lame_duck: int, workers: int = 1, delay_ms: int = VENDOR_MS) -> Stack:
+    arrival = "header_timeout_ms = 10_000\nbody_timeout_ms = 10_000"
+    server = f"lame_duck_seconds = {lame_duck}\ndrain_seconds = {DRAIN + lame_duck}\n{arrival}"
+    stack = start(server=server, workers=workers, read_ms=5000, total_ms=9000)
     stack.set_masking(M1, M2)
     stack.fault(answer="slow", delay_ms=delay_ms)
     return stack
@@ -118,7 +119,7 @@ def test_sigterm_under_load_loses_nothing(start: Callable[..., Stack], lame_duck
     load = Load(stack.url, stack.key)
     with load.running():
         stack.gateway.signal(signal.SIGTERM)
-        status = ended(stack.gateway, DRAIN + lame_duck)
+        status = ended(stack.gateway)
 
     assert status == 0
     load.is_told_by(stack)
@@ -127,7 +128,7 @@ def test_sigterm_under_load_loses_nothing(start: Callable[..., Stack], lame_duck
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_rolling_restart_behind_a_balancer_fails_no_call(start: Callable[..., Stack], workers: int) -> None:
     """Two replicas are restarted one after the other under load: every call is answered, made once, and recorded."""
-    stack = busy(start, 1)
+    stack = busy(start, 4)
     ports = [free_port(), free_port()]
 
     def replica(number: int) -> Process:
@@ -141,13 +142,13 @@ def test_a_rolling_restart_behind_a_balancer_fails_no_call(start: Callable[..., 
             with load.running():
                 for number, one in enumerate(balancer.replicas):
                     serving[number].signal(signal.SIGTERM)
-                    assert ended(serving[number], DRAIN + 1) == 0
+                    assert ended(serving[number]) == 0
                     serving[number] = replica(number)
                     until(lambda one=one: one.ready, 60, what="the replica being ready again")
                     load.until_more(2 * CALLERS)
         for process in serving:
             process.signal(signal.SIGTERM)
-        assert [ended(process, DRAIN + 1) for process in serving] == [0, 0]
+        assert [ended(process) for process in serving] == [0, 0]
     finally:
         for process in serving:
             process.stop()
@@ -190,7 +191,7 @@ def test_a_leaving_gateway_says_so_and_serves(start: Callable[..., Stack]) -> No
 
 def test_nobody_is_left_standing_at_a_closed_door(start: Callable[..., Stack]) -> None:
     """While the last call takes its time new connections are refused, not taken by nobody; the call gets its answer."""
-    stack = busy(start, 0, workers=2, delay_ms=1400, read_ms=2900)
+    stack = busy(start, 0, workers=2, delay_ms=1400)
     answers: list[Answer] = []
 
     def call() -> None:

@@ -62,7 +62,7 @@ def kept(stack: Stack, answers: Iterable[Answer] = ()) -> None:
 @pytest.fixture(scope="module")
 def sealing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A gateway that lives, seals, and is the heir of those that die beside it."""
-    with Stack(tmp_path_factory.mktemp("killing"), audit=SEALING) as stack:
+    with Stack(tmp_path_factory.mktemp("killing"), audit=SEALING, read_ms=2900) as stack:
         stack.set_masking(M1, M2)
         yield stack
         stack.gateway.stop()
@@ -131,7 +131,7 @@ def test_an_heir_dies(sealing: Stack, point: str) -> None:
 @pytest.fixture(scope="module")
 def unsealing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A gateway beside which nothing is sealed unless it is asked for."""
-    with Stack(tmp_path_factory.mktemp("unsealed"), audit=APART) as stack:
+    with Stack(tmp_path_factory.mktemp("unsealed"), audit=APART, read_ms=2900) as stack:
         stack.set_masking(M1, M2)
         yield stack
         stack.gateway.stop()

@@ -182,7 +182,7 @@ def test_nothing_grows_and_nothing_is_lost(start: Callable[..., Stack]) -> None:
     """Memory and files are flat, each request has one answer, and it is what the trail and the vendor say of it."""
     seed = int(os.environ.get("CHAOS_SEED", "20300131"))
     print("CHAOS_SEED", seed)
-    stack = start(audit='sealing = "serve"', sandbox=("--recorded-max", "2000000"))
+    stack = start(audit='sealing = "serve"', sandbox=("--recorded-max", "2000000"), redis_ms=1000)
     stack.set_masking(M1, M2)
     soak = Soak(stack, random.Random(seed))
 

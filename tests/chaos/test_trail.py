@@ -246,7 +246,7 @@ def chaos_of(folder: Path, seed: int) -> Iterator[Chaos]:
     chance = random.Random(seed)
     with ExitStack() as running:
         stack = running.enter_context(
-            Stack(folder, audit='sealing = "serve"', redis=f"timeout_ms = {REDIS_MS}", redis_options=options[0])
+            Stack(folder, audit='sealing = "serve"', redis_ms=REDIS_MS, read_ms=5000, total_ms=9000, redis_options=options[0])
         )
         replica = running.enter_context(Redis(folder / "replica", *options[1]))
         running.callback(stack.redis.__exit__)

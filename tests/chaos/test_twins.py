@@ -22,7 +22,7 @@ def well(stack: Stack, url: str) -> bool:
 @pytest.mark.parametrize("redis_is_there", [True, False])
 def test_twins_lose_nothing(start: Callable[..., Stack], redis_is_there: bool) -> None:
     """Found out at the first record, or, where they met before Redis was there, amid all that waits."""
-    stack = start(audit='sealing = "apart"')
+    stack = start(audit='sealing = "apart"', read_ms=5000, total_ms=9000)
     stack.set_masking(M1, M2)
     stack.gateway.stop()
     if not redis_is_there:

@@ -258,7 +258,7 @@ NOW = time.time()
         ({"exp": NOW - 3600, "iat": NOW - 7200}, "expired"),
         ({"exp": None}, "claims"),
         ({"iat": None}, "claims"),
-        ({"iat": NOW + 3600, "exp": NOW + 7200}, "not_yet"),
+        ({"iat": NOW + 30 * 86_400, "exp": NOW + 31 * 86_400}, "not_yet"),
         ({"sub": None}, "sub"),
         ({"sub": "u\n1"}, "sub"),
     ],

@@ -26,7 +26,7 @@ VENDOR_MS = 100
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A gateway whose sandbox knows the numbers of all these calls."""
-    with Stack(tmp_path_factory.mktemp("callers")) as running:
+    with Stack(tmp_path_factory.mktemp("callers"), server="header_timeout_ms = 5000\nbody_timeout_ms = 5000") as running:
         running.set_masking(M1, M2)
         yield running
         running.assert_alive()
@@ -141,7 +141,7 @@ def test_who_has_said_all_is_answered(stack: Stack, asked: bytes) -> None:
 def test_who_falls_silent_amid_a_request_is_let_go(stack: Stack, cut: int) -> None:
     """Nothing was asked, so nothing is done, and the connection ends at once."""
     number = 1200 + cut % 97
-    with Wire(stack.host, stack.port, timeout=1.0) as wire:  # Less than any time-out of the gateway's.
+    with Wire(stack.host, stack.port, timeout=4.0) as wire:  # Less than any time-out of the gateway's.
         wire.send(request(stack, number)[:cut])
         wire.socket.shutdown(socket.SHUT_WR)
         answer = wire.answer()

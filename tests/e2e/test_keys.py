@@ -303,14 +303,14 @@ def test_revoked_is_revoked_on_every_worker_of_every_gateway(start: Callable[...
 
 def test_revoke_waits_for_calls_that_were_admitted(start: Callable[..., Stack]) -> None:
     """They are over when the command returns; calls that wait for their turn were not admitted, and are refused."""
-    stack = start(server="drain_seconds = 90", upstream="connections_max = 1\npool_timeout_ms = 40000", quotas=WIDE)
+    stack = start(server="drain_seconds = 90", upstream="connections_max = 1\npool_timeout_ms = 40000", quotas=WIDE, read_ms=2900)
     m1, m2 = stack.masked()
-    stack.fault(answer="slow", delay_ms=1000)
+    stack.fault(answer="slow", delay_ms=2000)
     key, key_id, _ = stack.issue("queued")
     statuses: list[int] = []
 
     def call() -> None:
-        with httpx.Client(trust_env=False, timeout=60, verify=PLAIN) as client:
+        with httpx.Client(trust_env=False, timeout=100, verify=PLAIN) as client:
             body = {"m1": m1, "m2": m2, "expiry_duration": 60}
             statuses.append(client.post(stack.url + UNSET, json=body, headers={"X-API-Key": key}).status_code)
 

@@ -296,12 +296,12 @@ def test_a_stopping_gateway_finishes_what_is_in_flight(start) -> None:
     """SIGTERM: the caller gets its answer, the trail its outcome, and the process ends by itself with 0."""
     import threading
 
-    stack = start()
+    stack = start(read_ms=2900)
     m1, m2 = stack.masked()
     stack.fault(answer="slow", delay_ms=800)
     answers: list[httpx.Response] = []
     caller = threading.Thread(target=lambda: answers.append(stack.unset(m1=m1, m2=m2)))
-    caller.start()
+    caller.start(read_ms=2900)
     until(lambda: stack.vendor_calls(), what="the vendor being called")
 
     stack.gateway.signal(signal.SIGTERM)
@@ -340,7 +340,7 @@ def test_a_changed_credential_file_is_taken_up(start, tmp_path) -> None:
     def accepted() -> bool:
         return stack.unset(m1=m1, m2=m2).status_code == 200
 
-    until(accepted, seconds=5, what="the new credential being used")
+    until(accepted, what="the new credential being used")
 
     def versions() -> set[str]:
         return {record.get("credential") for record in stack.stream() if record["stage"] == "outcome"}

@@ -151,7 +151,7 @@ def test_an_outage_of_the_issuer_is_bridged_for_a_while(start: Callable[..., Sta
     """The last keys serve until `stale_seconds_max`; then its tokens get 503, and keys go on working."""
     key = rsa.generate_private_key(65537, 2048)
     issuer.document = jwks(one=key)
-    stack = start(more=settings(f'jwks_url = "{issuer.url}"', more="max_age_seconds = 1\nstale_seconds_max = 4"))
+    stack = start(more=settings(f'jwks_url = "{issuer.url}"', more="max_age_seconds = 1\nstale_seconds_max = 10"))
     pair = stack.masked()
     assert call(stack, token(key, "one"), pair).status_code == 200
 
@@ -279,7 +279,7 @@ def test_a_signed_request_is_good_for_one_call(start: Callable[..., Stack], tmp_
     workers = [
         threading.Thread(
             target=lambda url=url: statuses.append(
-                httpx.post(url + UNSET, content=body, headers=headers, trust_env=False).status_code
+                httpx.post(url + UNSET, content=body, headers=headers, trust_env=False, timeout=30).status_code
             )
         )
         for url in (stack.url, other.address()) * 10

@@ -113,10 +113,10 @@ def settings(url: str = "", file: Path | str = "", **more: Any) -> JwksSettings:
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 20))
+    asyncio.run(asyncio.wait_for(story, 60))
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come about"
@@ -421,7 +421,7 @@ def test_a_slow_issuer_is_given_up(issuer: Issuer) -> None:
 
     async def story() -> None:
         async with opened(settings(issuer.url, timeout_seconds=0.1)) as it:
-            assert it.jwks.problems() in ({"i": "TimeoutError"}, {"i": "ReadTimeout"})
+            assert it.jwks.problems() in ({"i": "TimeoutError"}, {"i": "ReadTimeout"}, {"i": "ConnectTimeout"})
 
     run(story())
 

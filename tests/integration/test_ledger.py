@@ -50,7 +50,7 @@ def with_ledger(redis: Redis, folder: Path, work: Callable[[RedisLedger], Awaita
 
     async def run() -> None:
         ledger = RedisLedger(
-            connect(config.Redis(url=redis.url), None, read_seconds=None), "a", "w", Journal(folder / "journal", "w", Bounds(2**28, 86_400, 0)), 1.0,
+            connect(config.Redis(url=redis.url), None, read_seconds=None), "a", "w", Journal(folder / "journal", "w", Bounds(2**28, 86_400, 0)), 10.0,
             Away(spool=True, stale_seconds_max=900), time.monotonic, lambda *_: None, time.time,
         )  # fmt: skip
         await ledger.open()
@@ -146,7 +146,7 @@ def test_records_go_on_after_one_that_nobody_knows_of(redis: Redis) -> None:
     """Redis stood still, then lost all it had: what was refused may stand there or not, and what comes next does, once."""
 
     async def run() -> None:
-        registry = KeyRegistry(connect(config.Redis(url=redis.url), None, read_seconds=None), ("a",), "host-w", 0.3, time.time)
+        registry = KeyRegistry(connect(config.Redis(url=redis.url), None, read_seconds=None), ("a",), "host-w", 1.5, time.time)
 
         async def recorded(what: str) -> bool:
             try:

@@ -118,8 +118,8 @@ def test_requests_are_counted_by_how_they_ended(start: Callable[..., Stack]) -> 
 
 def test_what_is_under_way_and_waits(start: Callable[..., Stack]) -> None:
     """Gauges rise with what they tell of, and fall with it."""
-    stack = start(upstream="connections_max = 1\npool_timeout_ms = 5000")
-    stack.fault(answer="slow", delay_ms=1000)
+    stack = start(upstream="connections_max = 1\npool_timeout_ms = 9000", read_ms=2900)
+    stack.fault(answer="slow", delay_ms=2500)
     m1, _ = stack.fresh_numbers()
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(stack.unset, m1=m1) for _ in range(2)]
@@ -136,7 +136,7 @@ def test_whichever_worker_is_asked_tells_for_all_also_for_a_killed_one(start: Ca
 
     def call(_: int) -> int:
         body = {"m1": stack.fresh_numbers()[0]}
-        return httpx.post(stack.url + UNSET, json=body, headers={"X-API-Key": stack.key}, trust_env=False).status_code
+        return httpx.post(stack.url + UNSET, json=body, headers={"X-API-Key": stack.key}, trust_env=False, timeout=30).status_code
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(call, range(60))) == {404}
@@ -180,7 +180,7 @@ def test_the_port_of_operators_can_be_left_out_and_must_be_free(start: Callable[
     port, other = free_port(), stack.ops_url.rpartition(":")[2]
 
     without = stack.spawn_gateway("--ops-port", "0", name="without")
-    assert httpx.get(without.address() + "/livez", trust_env=False).status_code == 200
+    assert httpx.get(without.address() + "/livez", trust_env=False, timeout=30).status_code == 200
     assert '"ops"' not in without.output()
     taken = stack.cli("serve", "--port", "0", "--ops-port", other, check=False)
     same = stack.cli("serve", "--port", str(port), "--ops-port", str(port), check=False)

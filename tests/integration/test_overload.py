@@ -27,7 +27,7 @@ def metric(stack: Stack, line: str) -> float:
 
 def test_a_vendor_that_fails_is_left_alone_until_probes_succeed(start: Callable[..., Stack]) -> None:
     """Calls are refused at once, unrecorded as intents and uncharged; it is told, and ends by itself."""
-    stack = start(upstream="breaker_calls = 10\nbreaker_seconds = 1")
+    stack = start(upstream="breaker_calls = 10\nbreaker_seconds = 4")
     m1, m2 = stack.masked()
     stack.fault(answer="html_502")
     for _ in range(10):
@@ -37,7 +37,8 @@ def test_a_vendor_that_fails_is_left_alone_until_probes_succeed(start: Callable[
     answer = stack.unset(m1=m1, m2=m2)
 
     body = assert_refused(answer, 503, "upstream_paused")
-    assert int(answer.headers["retry-after"]) == body["retry_after"] == 1
+    assert int(answer.headers["retry-after"]) == body["retry_after"]
+    assert 2 <= body["retry_after"] <= 4
     assert [record["stage"] for record in stack.records(body["request_id"])] == ["refusal"]
     assert len(stack.vendor_calls()) == before
     ready = stack.http.get(stack.url + "/readyz")
@@ -45,7 +46,7 @@ def test_a_vendor_that_fails_is_left_alone_until_probes_succeed(start: Callable[
     assert metric(stack, 'gateway_upstream_paused{account="test"}') == 1
     # Looked at again, it still fails: then it is left alone for longer.
     until(lambda: stack.unset(m1=m1, m2=m2).json()["error"] == "vendor_failed", what="a probe")
-    assert int(stack.unset(m1=m1, m2=m2).headers["retry-after"]) == 2
+    assert 4 < int(stack.unset(m1=m1, m2=m2).headers["retry-after"]) <= 8
 
     stack.no_faults()
     until(lambda: stack.unset(m1=m1, m2=m2).status_code == 200, what="a probe that is answered")
@@ -107,7 +108,7 @@ def test_ten_thousand_callers_wait_in_bounded_memory(many_files: int, start: Cal
     stack = start(
         more=more,
         upstream="connections_max = 8\nwaiting_max = 500\npool_timeout_ms = 60000",
-        server="drain_seconds = 130",
+        server="drain_seconds = 130\nheader_timeout_ms = 10_000\nbody_timeout_ms = 10_000",
     )
     port = int(stack.url.rpartition(":")[2])
     other = stack.issue("other")[0]

@@ -330,7 +330,7 @@ def test_a_collector_that_fails_or_is_away_harms_no_call(start: Callable[..., St
         collector.hold.clear()
         began = time.monotonic()
         assert all(call(stack)[0] == 200 for _ in range(20))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20  # Each would wait for thirty.
         collector.hold.set()
         collector.status = 200
         kept = secrets.token_hex(16)
@@ -367,7 +367,7 @@ def test_a_collector_that_hangs_holds_a_stop_up_for_a_moment() -> None:
         began = time.monotonic()
         asyncio.run(tracing.aclose())
 
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 20  # It would be held up for thirty.
 
 
 @pytest.mark.parametrize("which", ["traced", "stack"])

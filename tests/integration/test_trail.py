@@ -45,7 +45,7 @@ class Bench:
         self.random = random.Random(7)
         journal = Journal(folder, name, Bounds(1 << 30, 600, 0))
         self.batch = Batch(
-            self._exchange, 1.0, self.connection.reconnect, lambda *_: None, NAMES.probe, lambda: self.trail.journal.write()
+            self._exchange, 10.0, self.connection.reconnect, lambda *_: None, NAMES.probe, lambda: self.trail.journal.write()
         )
         self.trail = TrailWriter(NAMES, name, journal, self.batch, time.monotonic, self.alarms.append, self._opening)
 
