@@ -364,12 +364,12 @@ def test_an_answer_given_while_redis_is_away_is_kept_later(start: Callable[..., 
     stack.clear_vendor_calls()
     answers: list[httpx.Response] = []
     caller = threading.Thread(target=lambda: answers.append(stack.unset(m1=m1, m2=m2, expiry_duration=60, headers=ONCE)))
-    caller.start(read_ms=2900)
+    caller.start()
     until(stack.vendor_calls, what="the vendor being called")
     stack.redis.kill()
     caller.join()
     assert answers[0].status_code == 200
-    stack.redis.start(read_ms=2900)
+    stack.redis.start()
     until(lambda: stack.http.get(stack.url + "/readyz").json()["status"] == "ok", what="Redis being back")
 
     def replayed() -> bool:

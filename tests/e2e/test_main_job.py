@@ -301,7 +301,7 @@ def test_a_stopping_gateway_finishes_what_is_in_flight(start) -> None:
     stack.fault(answer="slow", delay_ms=800)
     answers: list[httpx.Response] = []
     caller = threading.Thread(target=lambda: answers.append(stack.unset(m1=m1, m2=m2)))
-    caller.start(read_ms=2900)
+    caller.start()
     until(lambda: stack.vendor_calls(), what="the vendor being called")
 
     stack.gateway.signal(signal.SIGTERM)
