@@ -48,7 +48,7 @@ _SHORTEST: Final = 8
 _SLOW_ANSWERS: Final = frozenset(("stalled", "one_byte"))
 _CONFIG: Final = """\
 [server]
-port = 0
+port = {port}
 ops_port = {ops_port}
 state_dir = {state}
 header_timeout_ms = 1000
@@ -225,10 +225,11 @@ class _Check:
         (self._folder / "ssid").write_text(self._ssid + "\n")
         (self._folder / "signing").write_text(self._sealing_key.text())
         self._config = self._folder / "gateway.toml"
-        ops_port = _free_port()
+        port, ops_port = _free_ports(2)
         self._ops = f"http://127.0.0.1:{ops_port}"
         self._config.write_text(
             _CONFIG.format(
+                port=port,
                 ops_port=ops_port,
                 state=json.dumps(str(self._folder / "state")),
                 redis=self._store.url,
@@ -468,11 +469,12 @@ class _Check:
         return headers
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:  # All at once, so that no two are one.
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _exchanged(url: str, raw: bytes) -> bytes:

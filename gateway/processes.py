@@ -74,13 +74,15 @@ class Beside:
         """Start it."""
         self._words = [*words, "--beside", str(os.getpid())]
         self._done = threading.Event()
+        self._changing = threading.Lock()
         self._process = self._started()
         self._watch = threading.Thread(target=self._keep, daemon=True)
         self._watch.start()
 
     def stop(self) -> None:
         """End it, and wait until it has ended."""
-        self._done.set()
+        with self._changing:  # So that no other is started behind this one's back.
+            self._done.set()
         self._process.terminate()
         try:
             self._process.wait(timeout=_STOP_SECONDS)
@@ -94,11 +96,13 @@ class Beside:
         return subprocess.Popen([sys.executable, "-m", "gateway", *self._words], start_new_session=True)
 
     def _keep(self) -> None:
-        while not self._done.is_set():
+        while True:
             self._process.wait()
-            if self._done.wait(_AGAIN_SECONDS):
-                return
-            self._process = self._started()
+            self._done.wait(_AGAIN_SECONDS)
+            with self._changing:
+                if self._done.is_set():
+                    return
+                self._process = self._started()
 
 
 def command(words: Sequence[str], environ: Mapping[str, str], *, show: bool = False) -> subprocess.CompletedProcess[str]:

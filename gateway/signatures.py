@@ -147,6 +147,9 @@ class _Message:
     def __init__(self, message: SignedMessage) -> None:
         if not _AUTHORITY.fullmatch(message.authority):
             raise ValueError("the Host header is not a plain authority")
+        # The library takes what follows it for a fragment, which nobody signs.
+        if "#" in message.path + message.query:
+            raise ValueError("the address has a '#'")
         query = f"?{message.query}" if message.query else ""
         self.method = message.method
         self.url = f"{message.scheme}://{message.authority}{message.path}{query}"

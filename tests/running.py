@@ -30,6 +30,7 @@ PSEUDONYM_KEY = "pseudonym-key-for-tests-0123456789abcdef"
 UNSET = "/api/v2/Masking/unset"
 SET = "/api/v2/Masking/set"
 _numbers = itertools.count(1)
+_ports = list(range(15_000, 22_000))
 
 
 def until(done: Callable[[], Any], seconds: float = 60.0, what: str = "the condition") -> Any:
@@ -145,13 +146,14 @@ class Redis:
 def free_port() -> int:
     """Return a port that is free, as is the one of its cluster bus, 10,000 above.
 
-    Both are below those the system gives to whoever asks for any: nobody else gets it before it is used.
+    Both are below those the system gives to whoever asks for any: nobody else gets it before it is used, nor is it given twice.
     """
     while True:
-        port = random.randrange(15_000, 22_000)
+        port = random.choice(_ports)
         with socket.socket() as probe, socket.socket() as bus, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             bus.bind(("127.0.0.1", port + 10_000))
+            _ports.remove(port)
             return port
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -10,7 +11,8 @@ def descendants(pid: int, words: str = "") -> list[int]:
     found = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, path.read_text().split()):
-            if words in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
-                found.append(child)
-            found += descendants(child, words)
+            with suppress(FileNotFoundError, ProcessLookupError):  # It was reaped before this was opened, or read.
+                if words in Path(f"/proc/{child}/cmdline").read_text().replace("\0", " "):
+                    found.append(child)
+                found += descendants(child, words)
     return found

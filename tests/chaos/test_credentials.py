@@ -27,6 +27,8 @@ from tests.running import UNSET, VENDOR_SSID, Stack, until
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
 FIRST_EXPIRY = 1_900_000_000
 PROCESSES = 4
+_OF_KEYS = ("issue", "rotate", "rotate", "revoke", "revoke one")
+_OF_SESSIONS = ("swap", "swap", "end", "promote")
 
 
 @dataclass
@@ -88,9 +90,11 @@ class Chaos:
                     time.sleep(0.01)
 
     def keys_for_ever(self, chance: random.Random) -> None:
+        deck: list[str] = []
         while not self.stop.is_set():
             live = [held for held in self.held if held.doubtful_from == float("inf")]
-            action = chance.choice(("issue", "rotate", "rotate", "revoke", "revoke one"))
+            deck = deck or chance.sample(_OF_KEYS, len(_OF_KEYS))  # Each comes, however few there is time for.
+            action = deck.pop()
             if len(live) < 4:
                 action = "issue"
             self.done[action] += 1
@@ -122,9 +126,10 @@ class Chaos:
             self.held.append(Held(made["key"], made["id"], made["version"]))
 
     def sessions_for_ever(self, path: Path, chance: random.Random) -> None:
-        session = VENDOR_SSID
+        session, deck = VENDOR_SSID, list[str]()
         while not self.stop.wait(0.5):
-            action = chance.choice(("swap", "swap", "end", "promote"))
+            deck = deck or chance.sample(_OF_SESSIONS, len(_OF_SESSIONS))
+            action = deck.pop()
             self.done[action] += 1
             if action == "swap":
                 fresh = f"session-{chance.randrange(10**9)}"

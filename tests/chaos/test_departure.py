@@ -239,7 +239,7 @@ def test_what_is_on_its_way_is_taken(start: Callable[..., Stack]) -> None:
 
 
 def workers_of(stack: Stack) -> list[int]:
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, ProcessLookupError):
         return descendants(stack.gateway.pid, "spawn_main")
     return []
 

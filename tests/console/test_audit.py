@@ -156,7 +156,7 @@ def test_a_number_never_stands_in_an_address(begin: Callable[..., Console]) -> N
     assert searches(console)[2:] == [("by a link", "console:an-operator", None)]
     for text in (page.text, location, console.process.output(), json.dumps(console.records())):
         assert "9876543210" not in text.replace("+919876543210", "").replace(" ", "")
-    assert "098765" not in json.dumps(console.records())
+    assert "09876543210" not in json.dumps(console.records()).replace(" ", "")
 
 
 def test_earlier_pseudonym_keys_are_searched_too(begin: Callable[..., Console]) -> None:
