@@ -158,7 +158,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, vendors: dict[str, ScriptedV
             f'[accounts.{name}.primary]\nssid = {{ env = "VENDOR_SSID" }}\n'
             for name, vendor in vendors.items()
         )
-        upstream = f'ca_file = "{authority}"\nconnect_timeout_ms = 3000\nretries = 0'
+        upstream = f'ca_file = "{authority}"\nconnect_timeout_ms = 2000\nretries = 0'
         yield running.enter_context(Stack(folder / "stack", upstream=upstream, more=accounts))
 
 
