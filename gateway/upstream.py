@@ -77,14 +77,13 @@ class HttpUpstream:
         self._headers_of = lru_cache(maxsize=256)(partial(_headers, self._url.netloc.decode()))
         self._answer_bytes_max = settings.answer_bytes_max
         self._total_seconds = settings.total_timeout_ms / 1000
-        self._extensions = {
-            "timeout": {
-                "connect": settings.connect_timeout_ms / 1000,
-                "read": settings.read_timeout_ms / 1000,
-                "write": settings.read_timeout_ms / 1000,
-                "pool": settings.pool_timeout_ms / 1000,
-            }
+        self._timeouts = {
+            "connect": settings.connect_timeout_ms / 1000,
+            "read": settings.read_timeout_ms / 1000,
+            "write": settings.read_timeout_ms / 1000,
+            "pool": settings.pool_timeout_ms / 1000,
         }
+        self._extensions = self._extensions_within(self._total_seconds)
 
     async def forward(self, request: UpstreamRequest, within_seconds: float = math.inf) -> UpstreamAnswer:
         """Return the vendor's answer, read to its end or to the bound; wait for it no longer than that and the settings say.
@@ -98,7 +97,7 @@ class HttpUpstream:
             self._url,
             headers=self._headers(len(request.body)),
             stream=httpx.ByteStream(request.body),
-            extensions=self._extensions if within_seconds >= self._total_seconds else self._hurried(within_seconds),
+            extensions=self._extensions if within_seconds >= self._total_seconds else self._extensions_within(within_seconds),
         )
         began = time.monotonic()
         try:
@@ -125,9 +124,9 @@ class HttpUpstream:
             return headers
         return httpx.Headers({**headers, "traceparent": self._traceparent()})
 
-    def _hurried(self, seconds: float) -> dict[str, dict[str, float]]:
+    def _extensions_within(self, seconds: float) -> dict[str, dict[str, float]]:
         """Return time-outs by which connecting ends before the time does: then it is known that the call was not made."""
-        timeouts, most = self._extensions["timeout"], seconds * _CONNECTED_BY
+        timeouts, most = self._timeouts, seconds * _CONNECTED_BY
         return {"timeout": {**timeouts, "connect": min(timeouts["connect"], most), "pool": min(timeouts["pool"], most)}}
 
     async def _answer(self, outgoing: httpx.Request) -> UpstreamAnswer:

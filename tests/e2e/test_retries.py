@@ -262,8 +262,10 @@ def test_a_slow_vendor_is_waited_for_as_long_as_the_caller_waits(stack: Stack) -
     assert len(stack.vendor_calls()) == 1
 
 
-def test_who_was_not_reached_in_the_callers_time_is_said_so(start: Callable[..., Stack]) -> None:
-    """Nobody takes the connection: the call was not made, and that is known though the time-out of the settings is longer."""
+@pytest.mark.parametrize("whose", ["caller", "settings"])
+def test_who_was_not_reached_in_time_is_said_so(start: Callable[..., Stack], whose: str) -> None:
+    """Nobody takes the connection: the call was not made, and that is known though to connect might have taken longer."""
+    hurry = waiting(2900) if whose == "caller" else {}
     with socket.socket() as full, ExitStack() as waiting_to_be_taken:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -274,7 +276,7 @@ def test_who_was_not_reached_in_the_callers_time_is_said_so(start: Callable[...,
         hole = f'[accounts.hole]\nbrand = "http://127.0.0.1:{full.getsockname()[1]}"\n'
         stack = start(more=hole + '[accounts.hole.primary]\nssid = { env = "VENDOR_SSID" }\n')
 
-        answer = stack.unset(m1="9876543210", headers={**waiting(2900), "X-Gateway-Account": "hole"})
+        answer = stack.unset(m1="9876543210", headers={**hurry, "X-Gateway-Account": "hole"})
 
         assert_refused(answer, 502, "upstream_unreachable")
 
