@@ -127,7 +127,7 @@ def test_two_keys_are_none(stack: Stack) -> None:
 
 def test_many_at_once_are_one_vendor_call(start: Callable[..., Stack]) -> None:
     """Fifty at once over four processes: one call; who comes while it is made is told so, who comes later gets its answer."""
-    stack = start(workers=2)
+    stack = start(workers=2, read_ms=2900)
     m1, m2 = stack.masked()
     stack.fault(answer="slow", delay_ms=1000)
     with gateways(stack, 2) as urls, ThreadPoolExecutor(50) as pool:

@@ -128,7 +128,7 @@ def test_a_full_pool_says_that_the_call_was_not_made(start) -> None:
     """With every connection busy a call waits a bounded time, then is told so."""
     import threading
 
-    stack = start(upstream="connections_max = 1\npool_timeout_ms = 100")
+    stack = start(upstream="connections_max = 1\npool_timeout_ms = 100", read_ms=2900)
     stack.fault(answer="slow", delay_ms=1000)
     m1, m2 = stack.masked()
     first = threading.Thread(target=lambda: stack.unset(m1=m1, m2=m2))

@@ -298,7 +298,7 @@ def test_a_killed_gateway_leaves_its_intent_on_disk(start: Callable[..., Stack])
 
 def test_no_place_is_left_without_redis(start: Callable[..., Stack]) -> None:
     """Calls under way are limited by each process for itself, and places come free with the outcome."""
-    stack = start(quotas=WIDE + '[policies.slow]\nby = ["caller"]\nconcurrency = 2')
+    stack = start(quotas=WIDE + '[policies.slow]\nby = ["caller"]\nconcurrency = 2', read_ms=2900)
     warm(stack)
     stack.fault(answer="slow", delay_ms=1000)
     stack.redis.kill()
