@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.chaos.deck import Deck
 from tests.chaos.threads import guarded
 from tests.e2e.test_keys import WIDE
 from tests.running import UNSET, VENDOR_SSID, Stack, until
@@ -27,8 +28,6 @@ from tests.running import UNSET, VENDOR_SSID, Stack, until
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
 FIRST_EXPIRY = 1_900_000_000
 PROCESSES = 4
-_OF_KEYS = ("issue", "rotate", "rotate", "revoke", "revoke one")
-_OF_SESSIONS = ("swap", "swap", "end", "promote")
 
 
 @dataclass
@@ -90,11 +89,10 @@ class Chaos:
                     time.sleep(0.01)
 
     def keys_for_ever(self, chance: random.Random) -> None:
-        deck: list[str] = []
+        deck = Deck(("issue", "rotate", "rotate", "revoke", "revoke one"), chance)
         while not self.stop.is_set():
             live = [held for held in self.held if held.doubtful_from == float("inf")]
-            deck = deck or chance.sample(_OF_KEYS, len(_OF_KEYS))  # Each comes, however few there is time for.
-            action = deck.pop()
+            action = deck.draw()
             if len(live) < 4:
                 action = "issue"
             self.done[action] += 1
@@ -126,10 +124,9 @@ class Chaos:
             self.held.append(Held(made["key"], made["id"], made["version"]))
 
     def sessions_for_ever(self, path: Path, chance: random.Random) -> None:
-        session, deck = VENDOR_SSID, list[str]()
+        session, deck = VENDOR_SSID, Deck(("swap", "swap", "end", "promote"), chance)
         while not self.stop.wait(0.5):
-            deck = deck or chance.sample(_OF_SESSIONS, len(_OF_SESSIONS))
-            action = deck.pop()
+            action = deck.draw()
             self.done[action] += 1
             if action == "swap":
                 fresh = f"session-{chance.randrange(10**9)}"

@@ -87,9 +87,9 @@ class Load:
         }
 
 
-def ended(process: Process, seconds: float = DRAIN + 9) -> int:
+def ended(process: Process) -> int:
     """Return the status with which a process ends by itself in time."""
-    return process.popen.wait(timeout=seconds)
+    return process.popen.wait(timeout=DRAIN + 9)
 
 
 def refuses(port: int) -> bool:

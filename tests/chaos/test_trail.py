@@ -12,14 +12,15 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.chaos.deck import Deck
 from tests.chaos.lossy import LossyRoad
 from tests.chaos.processes import descendants
 from tests.chaos.promise import M1, M2, Answer, archive_of, assert_kept, body_of, seal, sealed, settled
@@ -218,19 +219,6 @@ class Chaos:
                 self.issue_key()
             time.sleep(self.chance.uniform(0.0, 1.5))
         return done
-
-
-class Deck:
-    """Draws each thing once before any comes again."""
-
-    def __init__(self, things: Sequence[Callable[[], AbstractContextManager[None]]], chance: random.Random) -> None:
-        self._things, self._chance = things, chance
-        self._left: list[Callable[[], AbstractContextManager[None]]] = []
-
-    def draw(self) -> Callable[[], AbstractContextManager[None]]:
-        if not self._left:
-            self._left = self._chance.sample(self._things, len(self._things))
-        return self._left.pop()
 
 
 def kill_one(pids: list[int], chance: random.Random) -> None:
